@@ -1,0 +1,200 @@
+package config
+
+import (
+	"net"
+	"strconv"
+	"time"
+)
+
+// DefaultFile is the configuration file of a daemon that was given none. It is
+// the only file that may be missing.
+const DefaultFile = "/etc/uac/uac.yaml"
+
+// Default ports. A member's address without a port means these.
+const (
+	PortAPI  = 7600 // REST, UI, probes, metrics
+	PortRaft = 7601 // links between members
+	PortLink = 7602 // agents, relays, pulses
+)
+
+// Role is what a node does in its cluster.
+type Role string
+
+// The roles of a node.
+const (
+	RoleController Role = "controller"
+	RoleWatch      Role = "watch"
+	RoleRelay      Role = "relay"
+	RoleAgent      Role = "agent"
+)
+
+// Member reports whether nodes of this role vote in the cluster.
+func (r Role) Member() bool { return r == RoleController || r == RoleWatch }
+
+// Config is the whole of a daemon's settings. [Load] returns it complete: what
+// can be derived (names, addresses, directories) is filled in.
+type Config struct {
+	Node    Node     `yaml:"node"`
+	Listen  Listen   `yaml:"listen"`
+	API     API      `yaml:"api"`
+	Members []Member `yaml:"members"`
+	PKI     PKI      `yaml:"pki"`
+	Cluster Cluster  `yaml:"cluster"`
+	Etcd    Etcd     `yaml:"etcd"`
+	Agent   Agent    `yaml:"agent"`
+	Log     Log      `yaml:"log"`
+}
+
+// Node says who this node is.
+type Node struct {
+	// Role is normally given by --role.
+	Role Role `yaml:"role" oneof:"controller agent relay watch"`
+	// Name is unique in the cluster and part of the node's certificate. Empty
+	// means the host name up to its first dot.
+	Name string `yaml:"name"`
+	// DataDir holds everything that this node must not lose.
+	DataDir string `yaml:"data_dir"`
+	// Advertise is the host name or address, without a port, at which others
+	// reach this node. Empty means its address in members, else its host name.
+	Advertise string `yaml:"advertise"`
+}
+
+// Listen holds the addresses to bind, each host:port. An empty host binds all
+// interfaces.
+type Listen struct {
+	API  string `yaml:"api"`
+	Raft string `yaml:"raft"`
+	Link string `yaml:"link"`
+}
+
+// API holds the settings of the REST API.
+type API struct {
+	// Names are additional host names and addresses for the certificate of the
+	// API, for example that of a load balancer.
+	Names []string `yaml:"names"`
+}
+
+// Member is one voter of the cluster: a controller or a watch.
+type Member struct {
+	Name string `yaml:"name"`
+	Role Role   `yaml:"role" oneof:"controller watch"`
+	// Address is a host name or address without a port.
+	Address string `yaml:"address"`
+	// Raft and Link replace Address and the default port, each host:port.
+	Raft string `yaml:"raft"`
+	Link string `yaml:"link"`
+}
+
+// RaftAddr returns where the member's raft port is reached, as host:port.
+func (m Member) RaftAddr() string { return orHostPort(m.Raft, m.Address, PortRaft) }
+
+// LinkAddr returns where the member's link port is reached, as host:port.
+func (m Member) LinkAddr() string { return orHostPort(m.Link, m.Address, PortLink) }
+
+func orHostPort(addr, host string, port int) string {
+	if addr != "" {
+		return addr
+	}
+	return net.JoinHostPort(host, strconv.Itoa(port))
+}
+
+// PKI says where keys and certificates are.
+type PKI struct {
+	// Dir holds this node's keys and certificates. Empty means pki below
+	// node.data_dir.
+	Dir string `yaml:"dir"`
+	// Join is a one-time token with which a node without certificates asks a
+	// controller for its own. It is unused once they exist.
+	Join string `yaml:"join" secret:"true"`
+}
+
+// Cluster holds the settings of fail-over. They must be the same on every
+// member.
+type Cluster struct {
+	Name string `yaml:"name"`
+	// SilenceTimeout is how long a member may be silent before the others may
+	// declare it lost. Pulses are sent ten times as often.
+	SilenceTimeout time.Duration `yaml:"silence_timeout"`
+	// StallTimeout is how long a member that still answers may fail to commit a
+	// write before the others may declare it lost.
+	StallTimeout time.Duration `yaml:"stall_timeout"`
+	// JoinTimeout is how long after its own start a member waits to hear of
+	// another before it counts that one as silent.
+	JoinTimeout time.Duration `yaml:"join_timeout"`
+	// Lease is the lifetime of a member's lease, in whole seconds: the backstop
+	// behind pulses.
+	Lease time.Duration `yaml:"lease"`
+	// Failover is auto, or confirm: a loss then waits for an operator.
+	Failover string `yaml:"failover" oneof:"auto confirm"`
+	// OnStop is handover, or hold: the work of a member that was stopped in
+	// order then waits for its return.
+	OnStop string `yaml:"on_stop" oneof:"handover hold"`
+	// Execution is any, or active: only the Active then owns requests.
+	Execution string `yaml:"execution" oneof:"any active"`
+}
+
+// Etcd holds the settings of the embedded store.
+type Etcd struct {
+	// Quota is the largest size of the store. Requests are refused before it
+	// is reached.
+	Quota int64 `yaml:"quota" unit:"bytes"`
+	// Heartbeat is the interval of raft's own heartbeats.
+	Heartbeat time.Duration `yaml:"heartbeat"`
+	// ElectionTimeout is raft's own election timeout. Fail-over does not wait
+	// for it.
+	ElectionTimeout time.Duration `yaml:"election_timeout"`
+}
+
+// Agent holds the settings of a node with the role agent.
+type Agent struct {
+	// Servers are the controllers and relays to connect to, in order of
+	// preference, each host or host:port.
+	Servers []string `yaml:"servers"`
+	// Shuffle makes the order random, to spread many agents.
+	Shuffle bool `yaml:"shuffle"`
+	// Labels describe the machine for the selectors of steps. Their keys are
+	// case-sensitive.
+	Labels map[string]string `yaml:"labels"`
+	// KillGrace is the time between TERM and KILL when a step must end.
+	KillGrace time.Duration `yaml:"kill_grace"`
+	// ReconnectMin and ReconnectMax bound the wait between two attempts to
+	// connect.
+	ReconnectMin time.Duration `yaml:"reconnect_min"`
+	ReconnectMax time.Duration `yaml:"reconnect_max"`
+}
+
+// Log holds the settings of the log, which goes to standard error.
+type Log struct {
+	Level string `yaml:"level" oneof:"debug info warn error"`
+	// Format is text or json; auto means text on a terminal, else json.
+	Format string `yaml:"format" oneof:"auto text json"`
+}
+
+// Default returns the settings of a node that was told nothing.
+func Default() Config {
+	return Config{
+		Node:   Node{DataDir: "/var/lib/uac"},
+		Listen: Listen{API: ":7600", Raft: ":7601", Link: ":7602"},
+		Cluster: Cluster{
+			Name:           "uac",
+			SilenceTimeout: time.Second,
+			StallTimeout:   3 * time.Second,
+			JoinTimeout:    5 * time.Second,
+			Lease:          5 * time.Second,
+			Failover:       "auto",
+			OnStop:         "handover",
+			Execution:      "any",
+		},
+		Etcd: Etcd{
+			Quota:           4 << 30,
+			Heartbeat:       100 * time.Millisecond,
+			ElectionTimeout: time.Second,
+		},
+		Agent: Agent{
+			KillGrace:    10 * time.Second,
+			ReconnectMin: 50 * time.Millisecond,
+			ReconnectMax: 5 * time.Second,
+		},
+		Log: Log{Level: "info", Format: "auto"},
+	}
+}

@@ -1,0 +1,292 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Limits of names. A node's name is one label of a DNS name in its
+// certificate.
+const (
+	maxName  = 63
+	namesAre = "a name is 1 to 63 characters of a-z, 0-9 and -, and neither begins nor ends with -"
+)
+
+var validName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+// noOpInterval is how often a member makes a guarded write at least. A stall
+// cannot be told from a quiet second if it is shorter.
+const noOpInterval = time.Second
+
+// fieldError is a problem with one setting, or with the relation of several.
+type fieldError struct {
+	keys    []string // the first one is to blame
+	message string
+}
+
+func (e *fieldError) Error() string { return e.keys[0] + ": " + e.message }
+
+// checks collects field errors.
+type checks struct{ errs []error }
+
+func (c *checks) bad(key string, format string, args ...any) {
+	c.relation([]string{key}, format, args...)
+}
+
+func (c *checks) relation(keys []string, format string, args ...any) {
+	c.errs = append(c.errs, &fieldError{keys: keys, message: fmt.Sprintf(format, args...)})
+}
+
+// Validate checks every value and the relations between them for the node's
+// role and returns all problems, joined.
+func (c *Config) Validate() error {
+	var v checks
+	c.validateNode(&v)
+	c.validateMembers(&v)
+	c.validateCluster(&v)
+	c.validateAgent(&v)
+	return errors.Join(v.errs...)
+}
+
+// Warnings returns what is allowed but hardly meant.
+func (c *Config) Warnings() []string {
+	var out []string
+	if n := len(c.Members); c.Node.Role.Member() && n > 0 && n%2 == 0 {
+		out = append(out, fmt.Sprintf("members: %d members survive the loss of no more nodes than %d do: use an odd number", n, n-1))
+	}
+	return out
+}
+
+func (c *Config) validateNode(v *checks) {
+	switch c.Node.Role {
+	case RoleController, RoleWatch, RoleAgent, RoleRelay:
+	case "":
+		v.bad("node.role", "is not set; use --role=controller, agent, relay or watch")
+	default:
+		v.bad("node.role", "%s is not a role", quoted(string(c.Node.Role)))
+	}
+	if !validName.MatchString(c.Node.Name) {
+		v.bad("node.name", "%s is not a name: %s", quoted(c.Node.Name), namesAre)
+	}
+	if c.Node.DataDir == "" {
+		v.bad("node.data_dir", "must not be empty")
+	}
+	checkHost(v, "node.advertise", c.Node.Advertise)
+	if !validName.MatchString(c.Cluster.Name) {
+		v.bad("cluster.name", "%s is not a name: %s", quoted(c.Cluster.Name), namesAre)
+	}
+	listen := map[string]string{}
+	for _, l := range []struct{ key, addr string }{
+		{"listen.api", c.Listen.API}, {"listen.raft", c.Listen.Raft}, {"listen.link", c.Listen.Link},
+	} {
+		port := checkHostPort(v, l.key, l.addr, true)
+		if first, taken := listen[l.addr]; taken && port != 0 {
+			v.relation([]string{l.key, first}, "%s is already the address of %s", quoted(l.addr), first)
+		}
+		listen[l.addr] = l.key
+	}
+	for i, name := range c.API.Names {
+		checkHost(v, fmt.Sprintf("api.names[%d]", i), name)
+	}
+}
+
+func (c *Config) validateMembers(v *checks) {
+	names, addrs := map[string]string{}, map[string]string{}
+	controllers := 0
+	for i, m := range c.Members {
+		key := fmt.Sprintf("members[%d]", i)
+		switch first, twice := names[m.Name]; {
+		case m.Name == "":
+			v.bad(key+".name", "is not set")
+		case !validName.MatchString(m.Name):
+			v.bad(key+".name", "%s is not a name: %s", quoted(m.Name), namesAre)
+		case twice:
+			v.relation([]string{key + ".name", first}, "%s is already the name of %s", quoted(m.Name), strings.TrimSuffix(first, ".name"))
+		default:
+			names[m.Name] = key + ".name"
+		}
+		switch m.Role {
+		case RoleController:
+			controllers++
+		case RoleWatch:
+		default:
+			v.bad(key+".role", "is not set; a member is a controller or a watch")
+		}
+		if m.Address == "" && (m.Raft == "" || m.Link == "") {
+			v.bad(key+".address", "is not set")
+			continue
+		}
+		if m.Address != "" {
+			checkHost(v, key+".address", m.Address)
+		}
+		for _, a := range []struct{ key, override, addr string }{
+			{key + ".raft", m.Raft, m.RaftAddr()}, {key + ".link", m.Link, m.LinkAddr()},
+		} {
+			if a.override != "" {
+				checkHostPort(v, a.key, a.override, false)
+			}
+			if first, twice := addrs[a.addr]; twice {
+				v.relation([]string{a.key, first}, "%s is already the address of %s", quoted(a.addr), first)
+				continue
+			}
+			addrs[a.addr] = a.key
+		}
+	}
+	if len(c.Members) > 0 && controllers == 0 {
+		v.bad("members", "holds no controller")
+	}
+	if !c.Node.Role.Member() {
+		return
+	}
+	if len(c.Members) == 0 {
+		v.bad("members", "is not set; a %s needs the list of all controllers and watches", c.Node.Role)
+		return
+	}
+	self, listed := c.Self()
+	if !listed {
+		v.relation([]string{"node.name", "members"}, "%s is not in members (%s)", quoted(c.Node.Name), strings.Join(memberNames(c.Members), ", "))
+	} else if self.Role != c.Node.Role && self.Role != "" {
+		v.relation([]string{"node.role", "members"}, "is %s, but members says that %s is a %s", c.Node.Role, c.Node.Name, self.Role)
+	}
+}
+
+func memberNames(members []Member) []string {
+	var names []string
+	for _, m := range members {
+		names = append(names, quoted(m.Name))
+	}
+	return names
+}
+
+func (c *Config) validateCluster(v *checks) {
+	k, e := c.Cluster, c.Etcd
+	between := func(key string, d, low, high time.Duration) {
+		if d < low || d > high {
+			v.bad(key, "%s is not between %s and %s", d, low, high)
+		}
+	}
+	between("cluster.silence_timeout", k.SilenceTimeout, 50*time.Millisecond, time.Minute)
+	between("cluster.lease", k.Lease, 2*time.Second, 10*time.Minute)
+	between("etcd.heartbeat", e.Heartbeat, 10*time.Millisecond, 5*time.Second)
+	if k.Lease%time.Second != 0 {
+		v.bad("cluster.lease", "%s is not a whole number of seconds", k.Lease)
+	}
+	if k.JoinTimeout <= k.SilenceTimeout {
+		v.relation([]string{"cluster.join_timeout", "cluster.silence_timeout"},
+			"%s must be longer than cluster.silence_timeout (%s): else a node that starts takes over from nodes it has not heard yet", k.JoinTimeout, k.SilenceTimeout)
+	}
+	if k.StallTimeout >= k.Lease {
+		v.relation([]string{"cluster.stall_timeout", "cluster.lease"},
+			"%s must be shorter than cluster.lease (%s): the lease is the backstop behind it", k.StallTimeout, k.Lease)
+	}
+	if k.StallTimeout < 2*noOpInterval {
+		v.bad("cluster.stall_timeout", "%s is shorter than %s: a quiet member writes only every %s", k.StallTimeout, 2*noOpInterval, noOpInterval)
+	}
+	if e.ElectionTimeout < 5*e.Heartbeat {
+		v.relation([]string{"etcd.election_timeout", "etcd.heartbeat"},
+			"%s must be at least 5 times etcd.heartbeat (%s)", e.ElectionTimeout, e.Heartbeat)
+	}
+	if 2*k.Lease < 3*e.ElectionTimeout {
+		v.relation([]string{"cluster.lease", "etcd.election_timeout"},
+			"%s must be at least 1.5 times etcd.election_timeout (%s): etcd grants no shorter lease", k.Lease, e.ElectionTimeout)
+	}
+	if e.Quota < 64<<20 {
+		v.bad("etcd.quota", "%s is less than 64MiB", formatSize(e.Quota))
+	}
+	if e.Quota > 64<<30 {
+		v.bad("etcd.quota", "%s is more than 64GiB: the whole store is mapped into memory", formatSize(e.Quota))
+	}
+	oneOf(v, "cluster.failover", k.Failover, "auto", "confirm")
+	oneOf(v, "cluster.on_stop", k.OnStop, "handover", "hold")
+	oneOf(v, "cluster.execution", k.Execution, "any", "active")
+	oneOf(v, "log.level", c.Log.Level, "debug", "info", "warn", "error")
+	oneOf(v, "log.format", c.Log.Format, "auto", "text", "json")
+}
+
+// oneOf repeats what the reader checks, for settings that were not read.
+func oneOf(v *checks, key, value string, allowed ...string) {
+	if !slices.Contains(allowed, value) {
+		v.bad(key, "%s is not one of %s%s", quoted(value), strings.Join(allowed, ", "), didYouMean(value, allowed))
+	}
+}
+
+func (c *Config) validateAgent(v *checks) {
+	a := c.Agent
+	if c.Node.Role == RoleAgent && len(a.Servers) == 0 {
+		v.bad("agent.servers", "is not set; an agent needs the controllers or relays to connect to")
+	}
+	seen := map[string]bool{}
+	for i, server := range a.Servers {
+		key := fmt.Sprintf("agent.servers[%d]", i)
+		checkHostPort(v, key, server, false)
+		if seen[server] {
+			v.bad(key, "%s is listed twice", quoted(server))
+		}
+		seen[server] = true
+	}
+	for _, name := range slices.Sorted(maps.Keys(a.Labels)) {
+		if name == "" || len(name) > 128 || strings.ContainsAny(name, "=, \t\n") {
+			v.bad("agent.labels", "%s is not a label: a name is 1 to 128 bytes without spaces, commas and =", quoted(name))
+		}
+		if len(a.Labels[name]) > 1024 {
+			v.bad("agent.labels."+name, "is longer than 1024 bytes")
+		}
+	}
+	if a.KillGrace < 0 || a.KillGrace > time.Hour {
+		v.bad("agent.kill_grace", "%s is not between 0s and 1h", a.KillGrace)
+	}
+	if a.ReconnectMin < 10*time.Millisecond {
+		v.bad("agent.reconnect_min", "%s is shorter than 10ms", a.ReconnectMin)
+	}
+	if a.ReconnectMax < a.ReconnectMin {
+		v.relation([]string{"agent.reconnect_max", "agent.reconnect_min"},
+			"%s is shorter than agent.reconnect_min (%s)", a.ReconnectMax, a.ReconnectMin)
+	}
+}
+
+var validHost = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?$`)
+
+// checkHost checks a host name or address without a port.
+func checkHost(v *checks, key, host string) {
+	if net.ParseIP(strings.Trim(host, "[]")) != nil || validHost.MatchString(host) {
+		return
+	}
+	if h, _, err := net.SplitHostPort(host); err == nil && h != "" {
+		v.bad(key, "%s must be a host without a port", quoted(host))
+		return
+	}
+	v.bad(key, "%s is not a host name or address", quoted(host))
+}
+
+// checkHostPort checks an address and returns its port. To listen, the host
+// may be empty and the port 0, which means one chosen by the system.
+func checkHostPort(v *checks, key, addr string, listen bool) int {
+	host, portText, err := net.SplitHostPort(addr)
+	if err != nil {
+		v.bad(key, "%s is not of the form host:port", quoted(addr))
+		return 0
+	}
+	port, err := strconv.ParseUint(portText, 10, 16)
+	if err != nil || port == 0 && !listen {
+		v.bad(key, "%s is not a port in %s", quoted(portText), quoted(addr))
+	}
+	if host != "" || !listen {
+		checkHost(v, key, host)
+	}
+	return int(port)
+}
+
+// withPort adds a port to an address that has none.
+func withPort(addr string, port int) string {
+	if _, _, err := net.SplitHostPort(addr); err == nil {
+		return addr
+	}
+	return net.JoinHostPort(strings.Trim(addr, "[]"), strconv.Itoa(port))
+}
