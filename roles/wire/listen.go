@@ -1,0 +1,275 @@
+package wire
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"uac/roles/wire/pki"
+)
+
+// The classes of connections, by the name that ALPN carries.
+const (
+	ClassPulse  = "uac-pulse/1"
+	ClassMember = "uac-member/1"
+	ClassLink   = "uac-link/1"
+	ClassJoin   = "uac-join/1"
+)
+
+// Class is one kind of connection that a [Listener] takes.
+type Class struct {
+	// Name is offered by the client and chosen by the server through ALPN.
+	Name string
+	// TLS has the certificate to show and, unless Anonymous, the CAs that clients
+	// must come from. Its GetConfigForClient, if set, is asked for every
+	// connection, so that renewed files are used without a restart. Protocols,
+	// least version and the demand for a client certificate are set by Listen.
+	TLS *tls.Config
+	// Roles lists the roles whose certificates are taken.
+	Roles []pki.Role
+	// Anonymous classes ask for no client certificate. They take no Roles.
+	Anonymous bool
+}
+
+// ListenConfig holds the settings of a [Listener].
+type ListenConfig struct {
+	// Addr is the TCP address to bind, host:port.
+	Addr string
+	// HandshakeTimeout bounds the time from a connection's arrival to the end of
+	// its handshake. 0 means 5 s.
+	HandshakeTimeout time.Duration
+	// MaxHandshakes bounds how many handshakes are under way at a time; further
+	// connections wait in the kernel. 0 means 1024.
+	MaxHandshakes int
+	// Log gets refused connections. nil discards.
+	Log *slog.Logger
+}
+
+// ErrUnknownClass is returned by a handshake whose client offered no class that
+// the listener takes.
+var ErrUnknownClass = errors.New("wire: client offers no class that is served here")
+
+// Listener is one TCP port that several classes share. Its methods are safe for
+// concurrent use.
+type Listener struct {
+	cfg     ListenConfig
+	tcp     net.Listener
+	classes map[string]*classListener
+}
+
+// Listen binds the address. Connections are accepted once [Listener.Run] runs.
+func Listen(cfg ListenConfig, classes ...Class) (*Listener, error) {
+	if cfg.HandshakeTimeout == 0 {
+		cfg.HandshakeTimeout = 5 * time.Second
+	}
+	if cfg.MaxHandshakes == 0 {
+		cfg.MaxHandshakes = 1024
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	l := &Listener{cfg: cfg, classes: map[string]*classListener{}}
+	for _, c := range classes {
+		switch {
+		case c.Name == "" || c.TLS == nil:
+			return nil, fmt.Errorf("wire: class %q: needs a name and a TLS configuration", c.Name)
+		case c.Anonymous != (len(c.Roles) == 0):
+			return nil, fmt.Errorf("wire: class %s: takes either roles or anonymous clients", c.Name)
+		case l.classes[c.Name] != nil:
+			return nil, fmt.Errorf("wire: class %s is given twice", c.Name)
+		}
+		l.classes[c.Name] = &classListener{
+			class:  c,
+			static: c.serverConfig(c.TLS),
+			conns:  make(chan net.Conn),
+			closed: make(chan struct{}),
+		}
+	}
+	tcp, err := net.Listen("tcp", cfg.Addr)
+	if err != nil {
+		return nil, fmt.Errorf("wire: %w", err)
+	}
+	l.tcp = tcp
+	for _, c := range l.classes {
+		c.addr = tcp.Addr()
+	}
+	return l, nil
+}
+
+// Addr returns the address that is bound.
+func (l *Listener) Addr() net.Addr { return l.tcp.Addr() }
+
+// Class returns the listener of one class, nil if there is no such class. It
+// yields *tls.Conn whose handshake is complete. Closing it refuses further
+// connections of the class and leaves the others alone; connections that nobody
+// accepts within the handshake timeout are closed.
+func (l *Listener) Class(name string) net.Listener {
+	c := l.classes[name]
+	if c == nil {
+		return nil
+	}
+	return c
+}
+
+// Close stops listening. Run, which does this too, need not have run.
+func (l *Listener) Close() error {
+	for _, c := range l.classes {
+		c.Close()
+	}
+	return l.tcp.Close()
+}
+
+// Run accepts connections until ctx ends or the port fails, then closes the
+// listeners of all classes and returns when no handshake is under way any more.
+// Connections that a class has been given are not touched.
+func (l *Listener) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	defer l.Close()
+
+	slots := make(chan struct{}, l.cfg.MaxHandshakes)
+	for {
+		slots <- struct{}{} // freed by a handshake, each of which ends in time
+		conn, err := l.tcp.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			if tooManyFiles(err) {
+				// The process is out of files. That passes, and the links that
+				// stand are worth more than a restart.
+				l.cfg.Log.Warn("cannot accept connections", "err", err)
+				<-slots
+				select {
+				case <-ctx.Done():
+				case <-time.After(100 * time.Millisecond):
+				}
+				continue
+			}
+			return fmt.Errorf("wire: accept: %w", err)
+		}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			l.handshake(ctx, conn)
+		})
+	}
+}
+
+func (l *Listener) handshake(ctx context.Context, raw net.Conn) {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.HandshakeTimeout)
+	defer cancel()
+	var class *classListener
+	conn := tls.Server(raw, &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			for _, name := range hello.SupportedProtos {
+				if c := l.classes[name]; c != nil {
+					class = c
+					return c.configFor(hello)
+				}
+			}
+			return nil, fmt.Errorf("%w: %q", ErrUnknownClass, hello.SupportedProtos)
+		},
+	})
+	err := conn.HandshakeContext(ctx)
+	if err == nil && class.give(ctx, conn) {
+		return
+	}
+	raw.Close()
+	if err != nil && !errors.Is(err, io.EOF) { // EOF: a port check that says nothing
+		l.cfg.Log.Info("connection refused", "remote", raw.RemoteAddr(), "err", err)
+	}
+}
+
+// serverConfig completes what the owner of the class has prepared.
+func (c Class) serverConfig(base *tls.Config) *tls.Config {
+	cfg := base.Clone()
+	cfg.GetConfigForClient = nil
+	cfg.NextProtos = []string{c.Name}
+	cfg.MinVersion = tls.VersionTLS13
+	// A resumed session would skip the certificate, and each ticket costs memory.
+	cfg.SessionTicketsDisabled = true
+	cfg.ClientAuth = tls.RequireAndVerifyClientCert
+	if c.Anonymous {
+		cfg.ClientAuth = tls.NoClientCert
+		return cfg
+	}
+	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+		if base.VerifyConnection != nil {
+			if err := base.VerifyConnection(cs); err != nil {
+				return err
+			}
+		}
+		id, err := pki.PeerIdentity(cs)
+		if err != nil {
+			return err
+		}
+		if !slices.Contains(c.Roles, id.Role) {
+			return fmt.Errorf("wire: class %s does not take role %s", c.Name, id.Role)
+		}
+		return nil
+	}
+	return cfg
+}
+
+// classListener implements net.Listener for one class.
+type classListener struct {
+	class  Class
+	static *tls.Config
+	addr   net.Addr
+	conns  chan net.Conn
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (c *classListener) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	if c.class.TLS.GetConfigForClient == nil {
+		return c.static, nil
+	}
+	cfg, err := c.class.TLS.GetConfigForClient(hello)
+	if err != nil || cfg == nil {
+		return c.static, err
+	}
+	return c.class.serverConfig(cfg), nil
+}
+
+// give reports whether somebody has taken the connection.
+func (c *classListener) give(ctx context.Context, conn net.Conn) bool {
+	select {
+	case c.conns <- conn:
+		return true
+	case <-c.closed:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// Accept implements net.Listener.
+func (c *classListener) Accept() (net.Conn, error) {
+	select {
+	case <-c.closed:
+		return nil, net.ErrClosed
+	case conn := <-c.conns:
+		return conn, nil
+	}
+}
+
+// Close implements net.Listener.
+func (c *classListener) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return nil
+}
+
+// Addr implements net.Listener.
+func (c *classListener) Addr() net.Addr { return c.addr }
