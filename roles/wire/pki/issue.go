@@ -1,0 +1,198 @@
+package pki
+
+import (
+	"crypto/ecdsa"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+
+	"uac/codestation/durable"
+)
+
+// NodeSpec says for whom [Authority.IssueNode] makes a directory.
+type NodeSpec struct {
+	Role  Role
+	Name  string
+	Hosts []string // names and addresses of the node's API; empty means DefaultHosts(Name)
+}
+
+// IssueNode writes a complete node directory: keys, certificates, the CAs'
+// certificates and, for a controller, the CAs' keys. It refuses to overwrite
+// anything. dir may be the directory of the authority itself.
+func (a *Authority) IssueNode(dir string, spec NodeSpec) error {
+	id := Identity{Cluster: a.cluster, Role: spec.Role, Name: spec.Name}
+	if err := id.Validate(); err != nil {
+		return err
+	}
+	if spec.Role != Controller {
+		if err := noCAKeys(dir); err != nil {
+			return err
+		}
+	}
+	hosts := spec.Hosts
+	if len(hosts) == 0 {
+		hosts = DefaultHosts(spec.Name)
+	}
+	files := []newFile{{path: caCertFile(dir, Root), data: encodeCerts(a.root), perm: certPerm, same: true}}
+	for _, ca := range issuing {
+		issuer := a.cas[ca]
+		files = append(files, newFile{path: caCertFile(dir, ca), data: encodeCerts(issuer.cert), perm: certPerm, same: true})
+		if spec.Role == Controller {
+			text, err := encodeKey(issuer.key)
+			if err != nil {
+				return err
+			}
+			files = append(files, newFile{path: caKeyFile(dir, ca), data: text, perm: keyPerm, same: true})
+		}
+	}
+	for _, ca := range spec.Role.CAs() {
+		key, err := newKey()
+		if err != nil {
+			return err
+		}
+		keyText, err := encodeKey(key)
+		if err != nil {
+			return err
+		}
+		chain, err := a.leaf(ca, id, hosts, key.Public())
+		if err != nil {
+			return err
+		}
+		files = append(files,
+			newFile{path: leafKeyFile(dir, ca), data: keyText, perm: keyPerm},
+			newFile{path: leafCertFile(dir, ca), data: chain, perm: certPerm})
+	}
+	return createAll(files)
+}
+
+// RenewNode renews the certificates in a node directory that are due, or all of them,
+// expired ones included, and returns which. Keys, identities and host names stay as
+// they are.
+func (a *Authority) RenewNode(dir string, all bool) ([]CA, error) {
+	var renewed []CA
+	for _, ca := range issuing {
+		certs, err := readCerts(leafCertFile(dir, ca))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return renewed, err
+		}
+		if !all && a.now().Before(RenewAfter(certs[0])) {
+			continue
+		}
+		key, err := readKey(leafKeyFile(dir, ca))
+		if err != nil {
+			return renewed, err
+		}
+		chain, err := a.again(ca, certs[0], key.Public().(*ecdsa.PublicKey))
+		if err != nil {
+			return renewed, fmt.Errorf("renew %s: %w", leafCertFile(dir, ca), err)
+		}
+		if err := durable.WriteFile(leafCertFile(dir, ca), chain, certPerm); err != nil {
+			return renewed, err
+		}
+		renewed = append(renewed, ca)
+	}
+	return renewed, nil
+}
+
+// again signs the successor of a certificate that this CA issued for this key.
+func (a *Authority) again(ca CA, current *x509.Certificate, pub *ecdsa.PublicKey) ([]byte, error) {
+	if err := current.CheckSignatureFrom(a.cas[ca].cert); err != nil {
+		return nil, fmt.Errorf("it was not issued by the %s CA of cluster %s: %w", ca, a.cluster, err)
+	}
+	if !pub.Equal(current.PublicKey) {
+		return nil, errors.New("the key is not that of the certificate")
+	}
+	id, err := ParseIdentity(current)
+	if err != nil {
+		return nil, err
+	}
+	return a.leaf(ca, id, hostsOf(current), pub)
+}
+
+func hostsOf(cert *x509.Certificate) []string {
+	hosts := slices.Clone(cert.DNSNames)
+	for _, ip := range cert.IPAddresses {
+		hosts = append(hosts, ip.String())
+	}
+	return hosts
+}
+
+// EnsureAPI sees to it that the node directory of a controller holds a valid API
+// certificate for exactly these host names and addresses (DefaultHosts if there are
+// none), and reports whether it had to issue one. Controllers call it at their start:
+// they hold the key of the API CA, so a changed address needs no operator.
+func (a *Authority) EnsureAPI(dir string, hosts []string) (bool, error) {
+	node, err := readCerts(leafCertFile(dir, Nodes))
+	if err != nil {
+		return false, err
+	}
+	id, err := ParseIdentity(node[0])
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", leafCertFile(dir, Nodes), err)
+	}
+	if len(hosts) == 0 {
+		hosts = DefaultHosts(id.Name)
+	}
+	key, err := readKey(leafKeyFile(dir, API))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if key, err = createKey(leafKeyFile(dir, API)); err != nil {
+			return false, err
+		}
+	case err != nil:
+		return false, err
+	}
+	current, err := readCerts(leafCertFile(dir, API))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, err
+	}
+	if err == nil {
+		fits, err := a.fits(current[0], id, hosts, key)
+		if err != nil || fits {
+			return false, err
+		}
+	}
+	chain, err := a.leaf(API, id, hosts, key.Public())
+	if err != nil {
+		return false, err
+	}
+	return true, durable.WriteFile(leafCertFile(dir, API), chain, certPerm)
+}
+
+// fits reports whether cert is what EnsureAPI would issue now.
+func (a *Authority) fits(cert *x509.Certificate, id Identity, hosts []string, key *ecdsa.PrivateKey) (bool, error) {
+	names, addrs, err := splitHosts(hosts)
+	if err != nil {
+		return false, err
+	}
+	wanted := hostsOf(&x509.Certificate{DNSNames: names, IPAddresses: addrs})
+	have, err := ParseIdentity(cert)
+	now := a.now()
+	return err == nil && have == id &&
+		key.PublicKey.Equal(cert.PublicKey) &&
+		cert.CheckSignatureFrom(a.cas[API].cert) == nil &&
+		!now.Before(cert.NotBefore) && now.Before(RenewAfter(cert)) &&
+		slices.Equal(hostsOf(cert), wanted), nil
+}
+
+// createKey makes a new private key and writes it to path, which must not exist.
+func createKey(path string) (*ecdsa.PrivateKey, error) {
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		return nil, errors.Join(fmt.Errorf("%s %w", path, fs.ErrExist), err)
+	}
+	key, err := newKey()
+	if err != nil {
+		return nil, err
+	}
+	text, err := encodeKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return key, durable.WriteFile(path, text, keyPerm)
+}
