@@ -4,6 +4,8 @@ import (
 	"net"
 	"strconv"
 	"time"
+
+	"uac/roles"
 )
 
 // DefaultFile is the configuration file of a daemon that was given none. It is
@@ -16,20 +18,6 @@ const (
 	PortRaft = 7601 // links between members
 	PortLink = 7602 // agents, relays, pulses
 )
-
-// Role is what a node does in its cluster.
-type Role string
-
-// The roles of a node.
-const (
-	RoleController Role = "controller"
-	RoleWatch      Role = "watch"
-	RoleRelay      Role = "relay"
-	RoleAgent      Role = "agent"
-)
-
-// Member reports whether nodes of this role vote in the cluster.
-func (r Role) Member() bool { return r == RoleController || r == RoleWatch }
 
 // Config is the whole of a daemon's settings. [Load] returns it complete: what
 // can be derived (names, addresses, directories) is filled in.
@@ -48,7 +36,7 @@ type Config struct {
 // Node says who this node is.
 type Node struct {
 	// Role is normally given by --role.
-	Role Role `yaml:"role" oneof:"controller agent relay watch"`
+	Role roles.Role `yaml:"role" oneof:"controller agent relay watch"`
 	// Name is unique in the cluster and part of the node's certificate. Empty
 	// means the host name up to its first dot.
 	Name string `yaml:"name"`
@@ -76,8 +64,8 @@ type API struct {
 
 // Member is one voter of the cluster: a controller or a watch.
 type Member struct {
-	Name string `yaml:"name"`
-	Role Role   `yaml:"role" oneof:"controller watch"`
+	Name string     `yaml:"name"`
+	Role roles.Role `yaml:"role" oneof:"controller watch"`
 	// Address is a host name or address without a port.
 	Address string `yaml:"address"`
 	// Raft and Link replace Address and the default port, each host:port.
@@ -138,11 +126,6 @@ type Etcd struct {
 	// Quota is the largest size of the store. Requests are refused before it
 	// is reached.
 	Quota int64 `yaml:"quota" unit:"bytes"`
-	// Heartbeat is the interval of raft's own heartbeats.
-	Heartbeat time.Duration `yaml:"heartbeat"`
-	// ElectionTimeout is raft's own election timeout. Fail-over does not wait
-	// for it.
-	ElectionTimeout time.Duration `yaml:"election_timeout"`
 }
 
 // Agent holds the settings of a node with the role agent.
@@ -185,11 +168,7 @@ func Default() Config {
 			OnStop:         "handover",
 			Execution:      "any",
 		},
-		Etcd: Etcd{
-			Quota:           4 << 30,
-			Heartbeat:       100 * time.Millisecond,
-			ElectionTimeout: time.Second,
-		},
+		Etcd: Etcd{Quota: 4 << 30},
 		Agent: Agent{
 			KillGrace:    10 * time.Second,
 			ReconnectMin: 50 * time.Millisecond,

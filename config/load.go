@@ -13,6 +13,8 @@ import (
 
 	"github.com/go-viper/mapstructure/v2"
 	"github.com/spf13/viper"
+
+	"uac/roles"
 )
 
 // Options says where to read settings from.
@@ -171,8 +173,8 @@ func (c *Config) complete() error {
 			c.Node.Advertise = self.Address
 		}
 	}
-	if len(c.Members) == 0 && c.Node.Role == RoleController {
-		c.Members = []Member{{Name: c.Node.Name, Role: RoleController, Address: c.Node.Advertise}}
+	if len(c.Members) == 0 && c.Node.Role == roles.RoleController {
+		c.Members = []Member{{Name: c.Node.Name, Role: roles.RoleController, Address: c.Node.Advertise}}
 	}
 	for _, dir := range []*string{&c.Node.DataDir, &c.PKI.Dir} {
 		if *dir == "" {
@@ -208,7 +210,7 @@ var notInName = regexp.MustCompile(`[^a-z0-9-]+`)
 func nodeName(host string) string {
 	host, _, _ = strings.Cut(strings.ToLower(host), ".")
 	name := strings.Trim(notInName.ReplaceAllString(host, "-"), "-")
-	return name[:min(len(name), maxName)]
+	return name[:min(len(name), roles.MaxName)]
 }
 
 // fieldErrors takes the field errors out of what Validate returned.

@@ -121,8 +121,8 @@ func quoted(value string) string {
 	return strconv.Quote(value)
 }
 
-// nearest returns the candidate that is a typing mistake away from word, or "".
-func nearest(word string, candidates []string) string {
+// Nearest returns the candidate that is a typing mistake away from word, or "".
+func Nearest(word string, candidates []string) string {
 	best, bestDistance := "", max(1, min(len(word), 15)/3)+1
 	for _, c := range candidates {
 		if d := distance(strings.ToLower(word), strings.ToLower(c)); d < bestDistance {
@@ -161,7 +161,7 @@ func distance(a, b string) int {
 
 // didYouMean returns the end of a message about an unknown word.
 func didYouMean(word string, candidates []string) string {
-	if near := nearest(word, candidates); near != "" {
+	if near := Nearest(word, candidates); near != "" {
 		return "; did you mean " + near + "?"
 	}
 	return ""

@@ -258,7 +258,7 @@ func (r *reader) unknown(key string, at Origin) {
 			sameName = append(sameName, k)
 		}
 	}
-	near := nearest(key, siblings)
+	near := Nearest(key, siblings)
 	if near == "" && len(sameName) > 0 {
 		near = sameName[0]
 	}

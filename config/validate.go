@@ -10,16 +10,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
-)
 
-// Limits of names. A node's name is one label of a DNS name in its
-// certificate.
-const (
-	maxName  = 63
-	namesAre = "a name is 1 to 63 characters of a-z, 0-9 and -, and neither begins nor ends with -"
+	"uac/roles"
 )
-
-var validName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
 // noOpInterval is how often a member makes a guarded write at least. A stall
 // cannot be told from a quiet second if it is shorter.
@@ -58,7 +51,7 @@ func (c *Config) Validate() error {
 // Warnings returns what is allowed but hardly meant.
 func (c *Config) Warnings() []string {
 	var out []string
-	if n := len(c.Members); c.Node.Role.Member() && n > 0 && n%2 == 0 {
+	if n := len(c.Members); votes(c.Node.Role) && n > 0 && n%2 == 0 {
 		out = append(out, fmt.Sprintf("members: %d members survive the loss of no more nodes than %d do: use an odd number", n, n-1))
 	}
 	return out
@@ -66,22 +59,18 @@ func (c *Config) Warnings() []string {
 
 func (c *Config) validateNode(v *checks) {
 	switch c.Node.Role {
-	case RoleController, RoleWatch, RoleAgent, RoleRelay:
+	case roles.RoleController, roles.RoleWatch, roles.RoleAgent, roles.RoleRelay:
 	case "":
 		v.bad("node.role", "is not set; use --role=controller, agent, relay or watch")
 	default:
 		v.bad("node.role", "%s is not a role", quoted(string(c.Node.Role)))
 	}
-	if !validName.MatchString(c.Node.Name) {
-		v.bad("node.name", "%s is not a name: %s", quoted(c.Node.Name), namesAre)
-	}
+	checkName(v, "node.name", c.Node.Name)
 	if c.Node.DataDir == "" {
 		v.bad("node.data_dir", "must not be empty")
 	}
 	checkHost(v, "node.advertise", c.Node.Advertise)
-	if !validName.MatchString(c.Cluster.Name) {
-		v.bad("cluster.name", "%s is not a name: %s", quoted(c.Cluster.Name), namesAre)
-	}
+	checkName(v, "cluster.name", c.Cluster.Name)
 	listen := map[string]string{}
 	for _, l := range []struct{ key, addr string }{
 		{"listen.api", c.Listen.API}, {"listen.raft", c.Listen.Raft}, {"listen.link", c.Listen.Link},
@@ -102,20 +91,15 @@ func (c *Config) validateMembers(v *checks) {
 	controllers := 0
 	for i, m := range c.Members {
 		key := fmt.Sprintf("members[%d]", i)
-		switch first, twice := names[m.Name]; {
-		case m.Name == "":
-			v.bad(key+".name", "is not set")
-		case !validName.MatchString(m.Name):
-			v.bad(key+".name", "%s is not a name: %s", quoted(m.Name), namesAre)
-		case twice:
+		if first, twice := names[m.Name]; twice {
 			v.relation([]string{key + ".name", first}, "%s is already the name of %s", quoted(m.Name), strings.TrimSuffix(first, ".name"))
-		default:
+		} else if checkName(v, key+".name", m.Name) {
 			names[m.Name] = key + ".name"
 		}
 		switch m.Role {
-		case RoleController:
+		case roles.RoleController:
 			controllers++
-		case RoleWatch:
+		case roles.RoleWatch:
 		default:
 			v.bad(key+".role", "is not set; a member is a controller or a watch")
 		}
@@ -142,7 +126,7 @@ func (c *Config) validateMembers(v *checks) {
 	if len(c.Members) > 0 && controllers == 0 {
 		v.bad("members", "holds no controller")
 	}
-	if !c.Node.Role.Member() {
+	if !votes(c.Node.Role) {
 		return
 	}
 	if len(c.Members) == 0 {
@@ -166,7 +150,7 @@ func memberNames(members []Member) []string {
 }
 
 func (c *Config) validateCluster(v *checks) {
-	k, e := c.Cluster, c.Etcd
+	k, quota := c.Cluster, c.Etcd.Quota
 	between := func(key string, d, low, high time.Duration) {
 		if d < low || d > high {
 			v.bad(key, "%s is not between %s and %s", d, low, high)
@@ -174,7 +158,6 @@ func (c *Config) validateCluster(v *checks) {
 	}
 	between("cluster.silence_timeout", k.SilenceTimeout, 50*time.Millisecond, time.Minute)
 	between("cluster.lease", k.Lease, 2*time.Second, 10*time.Minute)
-	between("etcd.heartbeat", e.Heartbeat, 10*time.Millisecond, 5*time.Second)
 	if k.Lease%time.Second != 0 {
 		v.bad("cluster.lease", "%s is not a whole number of seconds", k.Lease)
 	}
@@ -189,19 +172,11 @@ func (c *Config) validateCluster(v *checks) {
 	if k.StallTimeout < 2*noOpInterval {
 		v.bad("cluster.stall_timeout", "%s is shorter than %s: a quiet member writes only every %s", k.StallTimeout, 2*noOpInterval, noOpInterval)
 	}
-	if e.ElectionTimeout < 5*e.Heartbeat {
-		v.relation([]string{"etcd.election_timeout", "etcd.heartbeat"},
-			"%s must be at least 5 times etcd.heartbeat (%s)", e.ElectionTimeout, e.Heartbeat)
+	if quota < 16<<20 {
+		v.bad("etcd.quota", "%s is less than 16MiB", formatSize(quota))
 	}
-	if 2*k.Lease < 3*e.ElectionTimeout {
-		v.relation([]string{"cluster.lease", "etcd.election_timeout"},
-			"%s must be at least 1.5 times etcd.election_timeout (%s): etcd grants no shorter lease", k.Lease, e.ElectionTimeout)
-	}
-	if e.Quota < 64<<20 {
-		v.bad("etcd.quota", "%s is less than 64MiB", formatSize(e.Quota))
-	}
-	if e.Quota > 64<<30 {
-		v.bad("etcd.quota", "%s is more than 64GiB: the whole store is mapped into memory", formatSize(e.Quota))
+	if quota > 64<<30 {
+		v.bad("etcd.quota", "%s is more than 64GiB: the whole store is mapped into memory", formatSize(quota))
 	}
 	oneOf(v, "cluster.failover", k.Failover, "auto", "confirm")
 	oneOf(v, "cluster.on_stop", k.OnStop, "handover", "hold")
@@ -219,7 +194,7 @@ func oneOf(v *checks, key, value string, allowed ...string) {
 
 func (c *Config) validateAgent(v *checks) {
 	a := c.Agent
-	if c.Node.Role == RoleAgent && len(a.Servers) == 0 {
+	if c.Node.Role == roles.RoleAgent && len(a.Servers) == 0 {
 		v.bad("agent.servers", "is not set; an agent needs the controllers or relays to connect to")
 	}
 	seen := map[string]bool{}
@@ -232,11 +207,8 @@ func (c *Config) validateAgent(v *checks) {
 		seen[server] = true
 	}
 	for _, name := range slices.Sorted(maps.Keys(a.Labels)) {
-		if name == "" || len(name) > 128 || strings.ContainsAny(name, "=, \t\n") {
-			v.bad("agent.labels", "%s is not a label: a name is 1 to 128 bytes without spaces, commas and =", quoted(name))
-		}
-		if len(a.Labels[name]) > 1024 {
-			v.bad("agent.labels."+name, "is longer than 1024 bytes")
+		if err := roles.CheckLabel(name, a.Labels[name]); err != nil {
+			v.bad("agent.labels."+quoteKey(name), "%v", err)
 		}
 	}
 	if a.KillGrace < 0 || a.KillGrace > time.Hour {
@@ -249,6 +221,18 @@ func (c *Config) validateAgent(v *checks) {
 		v.relation([]string{"agent.reconnect_max", "agent.reconnect_min"},
 			"%s is shorter than agent.reconnect_min (%s)", a.ReconnectMax, a.ReconnectMin)
 	}
+}
+
+// votes reports whether nodes of a role are members.
+func votes(r roles.Role) bool { return r == roles.RoleController || r == roles.RoleWatch }
+
+// checkName checks a name that becomes part of a certificate.
+func checkName(v *checks, key, name string) bool {
+	err := roles.CheckNodeName(name)
+	if err != nil {
+		v.bad(key, "%v", err)
+	}
+	return err == nil
 }
 
 var validHost = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?$`)

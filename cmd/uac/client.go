@@ -1,0 +1,385 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/spf13/cobra"
+
+	"uac/config"
+)
+
+// Headers of the API.
+const (
+	headerRequestID      = "X-Request-Id"
+	headerIdempotencyKey = "Idempotency-Key"
+	headerRevision       = "Uac-Revision"
+)
+
+// Limits of one try. A controller that is frozen accepts connections and says
+// nothing, so every wait for it ends.
+const (
+	connectTimeout = 2 * time.Second
+	answerTimeout  = 15 * time.Second // to the first byte of the answer
+	maxAnswer      = 64 << 20
+)
+
+// clientFlags are the flags that say which cluster to talk to.
+type clientFlags struct {
+	server, token, cacert string
+}
+
+// addClientFlags gives a noun whose verbs talk to a cluster their flags.
+func (a *app) addClientFlags(noun *cobra.Command) {
+	f, fs := &a.cluster, noun.PersistentFlags()
+	fs.StringVar(&f.server, "server", "", "`ADDRESSES` of the cluster's API, tried in order (UAC_SERVER)")
+	fs.StringVar(&f.token, "token", "", "`TOKEN` to authenticate with (UAC_TOKEN)")
+	fs.StringVar(&f.cacert, "cacert", "", "`FILE` with the authority of the API's certificate (UAC_CACERT)")
+}
+
+// settings reads the client's settings.
+func (f *clientFlags) settings(e *env) (config.Client, error) {
+	o := config.Options{Env: e.environ}
+	if dir := e.configHome(); dir != "" {
+		o.File = filepath.Join(dir, "uac", "client.yaml")
+	}
+	for _, flag := range []struct{ key, value string }{
+		{"server", f.server}, {"token", f.token}, {"cacert", f.cacert},
+	} {
+		if flag.value != "" {
+			o.Flags = append(o.Flags, config.Flag{Key: flag.key, Value: flag.value, Name: "--" + flag.key})
+		}
+	}
+	c, _, err := config.LoadClient(o)
+	if err != nil {
+		return c, usageError("%w", err)
+	}
+	if len(c.Server) == 0 {
+		return c, usageError("no cluster to talk to: set --server, UAC_SERVER or server in %s", cmp.Or(o.File, "client.yaml"))
+	}
+	return c, nil
+}
+
+// configHome returns the directory of the user's settings, or "".
+func (e *env) configHome() string {
+	if dir := e.getenv("XDG_CONFIG_HOME"); filepath.IsAbs(dir) {
+		return dir
+	}
+	if e.home == "" {
+		return ""
+	}
+	return filepath.Join(e.home, ".config")
+}
+
+// client calls the REST API of a cluster. Any controller answers any call, so
+// a call that one server cannot answer goes to the next. It is not safe for
+// concurrent use.
+type client struct {
+	servers []string // https://host:port, in the user's order
+	token   string
+	http    *http.Client
+	// patience is how long all servers may be out of reach before a call
+	// fails: long enough for a fail-over.
+	patience time.Duration
+
+	next     int   // the server to try first: the last one that answered
+	revision int64 // of the newest write seen; later reads wait for it
+}
+
+// newClient returns a client with the user's settings.
+func (a *app) newClient() (*client, error) {
+	c, err := a.cluster.settings(&a.env)
+	if err != nil {
+		return nil, err
+	}
+	var roots *x509.CertPool // nil: the system's
+	if c.CACert != "" {
+		pem, err := os.ReadFile(c.CACert)
+		if err != nil {
+			return nil, usageError("read the API's authority: %w", err)
+		}
+		roots = x509.NewCertPool()
+		if !roots.AppendCertsFromPEM(pem) {
+			return nil, usageError("%s holds no certificate", c.CACert)
+		}
+	}
+	return &client{
+		servers:  c.Server,
+		token:    c.Token,
+		patience: 3 * time.Second,
+		http: &http.Client{
+			Transport: &http.Transport{
+				Proxy:                 http.ProxyFromEnvironment,
+				DialContext:           (&net.Dialer{Timeout: connectTimeout}).DialContext,
+				TLSHandshakeTimeout:   connectTimeout,
+				TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots},
+				ResponseHeaderTimeout: answerTimeout,
+				ForceAttemptHTTP2:     true,
+			},
+			// The token goes to the servers that the user named, and no further.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}, nil
+}
+
+// get reads an object into out.
+func (c *client) get(ctx context.Context, path string, query url.Values, out any) error {
+	return c.send(ctx, call{method: http.MethodGet, path: path, query: query}, out)
+}
+
+// post sends in, if it is not nil, and reads the answer into out, if that is
+// not nil. Sent twice, it takes effect once.
+func (c *client) post(ctx context.Context, path string, in, out any) error {
+	return c.send(ctx, call{method: http.MethodPost, path: path, body: in}, out)
+}
+
+// call is one call of the API.
+type call struct {
+	method string
+	path   string // escaped, begins with /
+	query  url.Values
+	body   any    // encoded as JSON; raw bytes as they are; nil for none
+	media  string // of raw bytes
+	// key makes repeats of a writing call take effect once. Empty means a new
+	// one for each call of send.
+	key string
+}
+
+// send makes a call and reads the answer into out, if that is not nil.
+func (c *client) send(ctx context.Context, k call, out any) error {
+	body, err := c.stream(ctx, k)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = body.Close() }() // read to its end, or given up
+	data, err := io.ReadAll(io.LimitReader(body, maxAnswer+1))
+	if err != nil {
+		return fail(exitUnreachable, "%s %s: read the answer: %w", k.method, k.path, err)
+	}
+	if len(data) > maxAnswer {
+		return fmt.Errorf("%s %s: the answer is larger than %d bytes", k.method, k.path, maxAnswer)
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(data, out); err != nil {
+		return fmt.Errorf("%s %s: decode the answer: %w", k.method, k.path, err)
+	}
+	return nil
+}
+
+// stream makes a call and returns the body of its answer, which the caller
+// closes.
+func (c *client) stream(ctx context.Context, k call) (io.ReadCloser, error) {
+	body, err := k.encode()
+	if err != nil {
+		return nil, err
+	}
+	if k.key == "" {
+		k.key = ulid.Make().String()
+	}
+	requestID := ulid.Make().String()
+
+	failures := make([]error, len(c.servers)) // the latest of each server
+	for deadline, pause := time.Now().Add(c.patience), 20*time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
+		for range c.servers {
+			resp, err := c.try(ctx, c.servers[c.next], k, body, requestID)
+			if err == nil {
+				return c.answer(k, resp)
+			}
+			if ctx.Err() != nil {
+				return nil, fmt.Errorf("%s %s: %w", k.method, k.path, context.Cause(ctx))
+			}
+			failures[c.next] = err
+			c.next = (c.next + 1) % len(c.servers)
+		}
+		if !time.Now().Before(deadline) {
+			return nil, c.unreachable(k, failures)
+		}
+		// Jitter keeps clients that failed together from coming back together.
+		timer := time.NewTimer(pause/2 + rand.N(pause))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, fmt.Errorf("%s %s: %w", k.method, k.path, context.Cause(ctx))
+		}
+	}
+}
+
+// encode returns the body of a call.
+func (k *call) encode() ([]byte, error) {
+	switch body := k.body.(type) {
+	case nil:
+		return nil, nil
+	case []byte:
+		return body, nil
+	default:
+		k.media = "application/json"
+		data, err := json.Marshal(body)
+		if err != nil {
+			return nil, fmt.Errorf("%s %s: encode: %w", k.method, k.path, err)
+		}
+		return data, nil
+	}
+}
+
+// try asks one server. An error means that another server may do better.
+func (c *client) try(ctx context.Context, server string, k call, body []byte, requestID string) (*http.Response, error) {
+	target := server + k.path
+	if len(k.query) > 0 {
+		target += "?" + k.query.Encode()
+	}
+	req, err := http.NewRequestWithContext(ctx, k.method, target, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Accept", "application/json, application/problem+json")
+	req.Header.Set("User-Agent", "uac/"+thisBuild().Version)
+	req.Header.Set(headerRequestID, requestID)
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	if k.media != "" {
+		req.Header.Set("Content-Type", k.media)
+	}
+	if k.reads() {
+		if c.revision > 0 {
+			req.Header.Set(headerRevision, strconv.FormatInt(c.revision, 10))
+		}
+	} else {
+		req.Header.Set(headerIdempotencyKey, k.key)
+	}
+
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, reasonOf(err)
+	}
+	switch resp.StatusCode {
+	case http.StatusServiceUnavailable, http.StatusBadGateway, http.StatusGatewayTimeout, http.StatusTooManyRequests:
+		return nil, problemOf(resp)
+	}
+	return resp, nil
+}
+
+func (k *call) reads() bool { return k.method == http.MethodGet || k.method == http.MethodHead }
+
+// answer returns the body of a successful answer, or the error that the server
+// reported.
+func (c *client) answer(k call, resp *http.Response) (io.ReadCloser, error) {
+	if resp.StatusCode < 200 || resp.StatusCode > 299 {
+		p := problemOf(resp)
+		return nil, fail(codeOfStatus(resp.StatusCode), "%w", p)
+	}
+	if !k.reads() {
+		if revision, err := strconv.ParseInt(resp.Header.Get(headerRevision), 10, 64); err == nil {
+			c.revision = max(c.revision, revision)
+		}
+	}
+	return resp.Body, nil
+}
+
+// codeOfStatus maps an HTTP status to an exit code.
+func codeOfStatus(status int) exitCode {
+	switch status {
+	case http.StatusBadRequest, http.StatusUnprocessableEntity, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType:
+		return exitUsage
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return exitForbidden
+	case http.StatusNotFound:
+		return exitNotFound
+	case http.StatusConflict, http.StatusPreconditionFailed:
+		return exitConflict
+	default:
+		return exitFailed
+	}
+}
+
+// unreachable returns the error of a call that no server answered.
+func (c *client) unreachable(k call, failures []error) error {
+	var lines []string
+	for i, err := range failures {
+		lines = append(lines, fmt.Sprintf("%s: %v", c.servers[i], err))
+	}
+	text := "no server could answer: " + strings.Join(lines, "; ")
+	if len(lines) > 1 {
+		text = "no server could answer:\n  " + strings.Join(lines, "\n  ")
+	}
+	if !k.reads() {
+		// The last try may have been heard. Only a repeat can tell.
+		text += "\nit is not known whether this took effect; idempotency key: " + k.key
+	}
+	return fail(exitUnreachable, "%s", text)
+}
+
+// problem is an error in the form of RFC 9457.
+type problem struct {
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail"`
+	Errors []struct {
+		Message  string `json:"message"`
+		Location string `json:"location"`
+	} `json:"errors"`
+}
+
+func (p *problem) Error() string {
+	var b strings.Builder
+	b.WriteString(cmp.Or(p.Detail, p.Title))
+	for _, e := range p.Errors {
+		b.WriteString("\n  ")
+		if e.Location != "" {
+			b.WriteString(e.Location + ": ")
+		}
+		b.WriteString(e.Message)
+	}
+	return b.String()
+}
+
+// problemOf reads the error that a response describes and closes it.
+func problemOf(resp *http.Response) *problem {
+	defer func() { _ = resp.Body.Close() }() // nothing more is wanted of it
+	p := &problem{}
+	data, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil || json.Unmarshal(data, p) != nil || p.Title == "" && p.Detail == "" {
+		p = &problem{Title: fmt.Sprintf("the server answered %s", resp.Status)}
+	}
+	return p
+}
+
+// reasonOf takes out of a transport error what the message around it says
+// already, and says what to do about the common mistakes.
+func reasonOf(err error) error {
+	var (
+		ue   *url.Error
+		cert *tls.CertificateVerificationError
+		oe   *net.OpError
+	)
+	if errors.As(err, &ue) {
+		err = ue.Err
+	}
+	if errors.As(err, &cert) {
+		return fmt.Errorf("its certificate is not trusted (--cacert, UAC_CACERT): %w", cert.Err)
+	}
+	if errors.As(err, &oe) && oe.Op == "dial" {
+		return oe.Err
+	}
+	return err
+}

@@ -1,0 +1,281 @@
+package main
+
+import (
+	"context"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// fakeServer answers like a controller, over TLS.
+func fakeServer(t *testing.T, handle http.HandlerFunc) *httptest.Server {
+	t.Helper()
+	s := httptest.NewUnstartedServer(handle)
+	s.Config.ErrorLog = log.New(io.Discard, "", 0) // broken handshakes are wanted
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	return s
+}
+
+// deadAddress returns an address that refuses connections.
+func deadAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return "https://" + addr
+}
+
+// silentAddress returns an address that accepts connections and says nothing,
+// as a frozen machine does.
+func silentAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0") // the kernel completes the handshakes
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return "https://" + l.Addr().String()
+}
+
+// testClient returns a client of servers that trusts the authority of ca.
+func testClient(t *testing.T, ca *httptest.Server, servers ...string) *client {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "ca.crt")
+	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Certificate().Raw})
+	if err := os.WriteFile(file, block, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := &app{env: env{environ: []string{"UAC_TOKEN=sesame", "UAC_CACERT=" + file, "UAC_SERVER=" + strings.Join(servers, ",")}}}
+	c, err := a.newClient()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.patience = 50 * time.Millisecond
+	t.Cleanup(c.http.CloseIdleConnections)
+	return c
+}
+
+func answer(w http.ResponseWriter, status int, body string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = io.WriteString(w, body) // the client's test sees what is missing
+}
+
+func TestClientHeaders(t *testing.T) {
+	var seen []http.Header
+	s := fakeServer(t, func(w http.ResponseWriter, r *http.Request) {
+		seen = append(seen, r.Header.Clone())
+		w.Header().Set(headerRevision, "41")
+		answer(w, http.StatusOK, `{"got":"`+r.Method+" "+r.URL.RequestURI()+`"}`)
+	})
+	c := testClient(t, s, s.URL)
+	var out struct{ Got string }
+	if err := c.get(t.Context(), "/v1/nodes", map[string][]string{"a": {"b c"}}, &out); err != nil {
+		t.Fatal(err)
+	}
+	if out.Got != "GET /v1/nodes?a=b+c" {
+		t.Errorf("the server got %q", out.Got)
+	}
+	if err := c.post(t.Context(), "/v1/requests", map[string]int{"x": 1}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.get(t.Context(), "/v1/nodes", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []struct{ revision, media string }{{"", ""}, {"", "application/json"}, {"41", ""}} {
+		h := seen[i]
+		if h.Get("Authorization") != "Bearer sesame" || len(h.Get(headerRequestID)) != 26 {
+			t.Errorf("call %d: headers %v", i, h)
+		}
+		if h.Get(headerRevision) != want.revision || h.Get("Content-Type") != want.media {
+			t.Errorf("call %d: revision %q, content type %q, want %+v", i, h.Get(headerRevision), h.Get("Content-Type"), want)
+		}
+		if (h.Get(headerIdempotencyKey) != "") != (i == 1) {
+			t.Errorf("call %d: idempotency key %q", i, h.Get(headerIdempotencyKey))
+		}
+	}
+}
+
+// A call survives dead, frozen and refusing servers as long as one answers,
+// and its repeats are the same call.
+func TestClientFailsOver(t *testing.T) {
+	t.Parallel()
+	var calls []string
+	record := func(status int, body string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			calls = append(calls, r.Header.Get(headerIdempotencyKey)+r.Header.Get(headerRequestID))
+			answer(w, status, body)
+		}
+	}
+	offline := fakeServer(t, record(http.StatusServiceUnavailable, `{"title":"OFFLINE"}`))
+	hangup := fakeServer(t, func(_ http.ResponseWriter, r *http.Request) {
+		calls = append(calls, r.Header.Get(headerIdempotencyKey)+r.Header.Get(headerRequestID))
+		panic(http.ErrAbortHandler) // after the request was read
+	})
+	good := fakeServer(t, record(http.StatusOK, `{}`))
+	c := testClient(t, good, deadAddress(t), silentAddress(t), offline.URL, hangup.URL, good.URL)
+	c.http.Transport.(*http.Transport).TLSHandshakeTimeout = time.Second
+
+	if err := c.post(t.Context(), "/v1/requests", struct{}{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if len(calls) != 3 || calls[0] != calls[1] || calls[1] != calls[2] || len(calls[0]) != 52 {
+		t.Errorf("the servers saw %q, want the same keys three times", calls)
+	}
+	// The server that answered is asked first from now on.
+	calls = nil
+	if err := c.get(t.Context(), "/v1/nodes", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if len(calls) != 1 {
+		t.Errorf("the next call went to %d servers", len(calls))
+	}
+}
+
+// While a fail-over is under way nobody can serve; the client outlasts it.
+func TestClientWaitsForFailover(t *testing.T) {
+	var calls atomic.Int32
+	s := fakeServer(t, func(w http.ResponseWriter, _ *http.Request) {
+		if calls.Add(1) < 4 {
+			answer(w, http.StatusServiceUnavailable, `{"title":"Service Unavailable","detail":"no trust"}`)
+			return
+		}
+		answer(w, http.StatusOK, `{}`)
+	})
+	c := testClient(t, s, s.URL)
+	c.patience = time.Minute
+	if err := c.get(t.Context(), "/v1/nodes", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if calls.Load() != 4 {
+		t.Errorf("%d calls", calls.Load())
+	}
+}
+
+func TestClientErrors(t *testing.T) {
+	status, body := 0, ""
+	s := fakeServer(t, func(w http.ResponseWriter, _ *http.Request) { answer(w, status, body) })
+	c := testClient(t, s, s.URL)
+	for _, tt := range []struct {
+		status int
+		body   string
+		code   exitCode
+		text   string
+	}{
+		{400, `{"title":"Bad Request","detail":"no such field"}`, exitUsage, "no such field"},
+		{422, `{"title":"Unprocessable Entity","detail":"validation failed","errors":[{"message":"expected boolean","location":"body.active"},{"message":"too long"}]}`,
+			exitUsage, "validation failed\n  body.active: expected boolean\n  too long"},
+		{401, `{"title":"Unauthorized"}`, exitForbidden, "Unauthorized"},
+		{403, `{"title":"Forbidden","detail":"needs the role operator"}`, exitForbidden, "needs the role operator"},
+		{404, `{"title":"Not Found","detail":"there is no request X"}`, exitNotFound, "there is no request X"},
+		{409, `{"detail":"same key, other content"}`, exitConflict, "same key, other content"},
+		{412, `{}`, exitConflict, "the server answered 412 Precondition Failed"},
+		{500, `<html>`, exitFailed, "the server answered 500 Internal Server Error"},
+		{307, ``, exitFailed, "the server answered 307 Temporary Redirect"},
+		{503, `{"detail":"the mount is away"}`, exitUnreachable, "no server could answer: " + s.URL + ": the mount is away"},
+		{200, `{`, exitFailed, "GET /v1/x: decode the answer: unexpected end of JSON input"},
+	} {
+		status, body = tt.status, tt.body
+		var out struct{}
+		err := c.get(t.Context(), "/v1/x", nil, &out)
+		if err == nil || err.Error() != tt.text || codeOf(err) != tt.code {
+			t.Errorf("%d %s: got code %d, %q; want %d, %q", tt.status, tt.body, codeOf(err), err, tt.code, tt.text)
+		}
+	}
+}
+
+func TestClientUnreachable(t *testing.T) {
+	s := fakeServer(t, func(http.ResponseWriter, *http.Request) {})
+	dead := []string{deadAddress(t), deadAddress(t)}
+	c := testClient(t, s, dead...)
+	err := c.get(t.Context(), "/v1/x", nil, nil)
+	want := fmt.Sprintf("no server could answer:\n  %s: connect: connection refused\n  %s: connect: connection refused", dead[0], dead[1])
+	if err == nil || err.Error() != want || codeOf(err) != exitUnreachable {
+		t.Errorf("got code %d, %v", codeOf(err), err)
+	}
+	err = c.send(t.Context(), call{method: http.MethodPost, path: "/v1/x", key: "K"}, nil)
+	if err == nil || !strings.HasSuffix(err.Error(), "\nit is not known whether this took effect; idempotency key: K") {
+		t.Errorf("a write: %v", err)
+	}
+}
+
+func TestClientRefusesAForeignCertificate(t *testing.T) {
+	served := false
+	s := fakeServer(t, func(http.ResponseWriter, *http.Request) { served = true })
+	a := &app{env: env{environ: []string{"UAC_SERVER=" + s.URL, "UAC_TOKEN=sesame"}}}
+	c, err := a.newClient() // trusts only what the system trusts
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.patience = 0
+	err = c.get(t.Context(), "/v1/x", nil, nil)
+	if codeOf(err) != exitUnreachable || !strings.Contains(fmt.Sprint(err), "its certificate is not trusted (--cacert, UAC_CACERT)") || served {
+		t.Errorf("got %v, served: %v", err, served)
+	}
+}
+
+func TestClientIsInterrupted(t *testing.T) {
+	ctx, interrupt := context.WithCancel(t.Context())
+	s := fakeServer(t, func(w http.ResponseWriter, _ *http.Request) {
+		interrupt()
+		answer(w, http.StatusServiceUnavailable, "")
+	})
+	c := testClient(t, s, s.URL)
+	c.patience = time.Hour
+	if err := c.get(ctx, "/v1/x", nil, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestClientSettings(t *testing.T) {
+	home := t.TempDir()
+	dir := filepath.Join(home, ".config", "uac")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "client.yaml"), []byte("server: [c1, c2:1]\ntoken: t\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := &app{env: env{home: home, environ: []string{"UAC_SERVER=ignored"}}, cluster: clientFlags{server: "c3"}}
+	c, err := a.newClient()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"https://c3:7600"}, c.servers); diff != "" || c.token != "t" {
+		t.Errorf("servers %v, token %q", c.servers, c.token)
+	}
+	for _, tt := range []struct {
+		env  env
+		want string
+	}{
+		{env{}, "no cluster to talk to: set --server, UAC_SERVER or server in client.yaml"},
+		{env{environ: []string{"UAC_SERVER=c1", "UAC_CACERT=/nonexistent"}}, "read the API's authority: open /nonexistent: no such file or directory"},
+		{env{environ: []string{"UAC_SERVER=c1", "UAC_CACERT=/dev/null"}}, "/dev/null holds no certificate"},
+		{env{environ: []string{"UAC_SERVER=http://c1"}}, `configuration: env UAC_SERVER: server[0]: "http://c1" must begin with https://`},
+	} {
+		a := &app{env: tt.env}
+		_, err := a.newClient()
+		if err == nil || err.Error() != tt.want || codeOf(err) != exitUsage {
+			t.Errorf("got %v, want %s", err, tt.want)
+		}
+	}
+}
