@@ -119,13 +119,11 @@ func caTemplate(ca CA, cluster string, now time.Time) *x509.Certificate {
 		t.ExcludedIPRanges = noAddresses
 	case Nodes:
 		t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
-		for _, r := range Roles() {
-			t.PermittedDNSDomains = append(t.PermittedDNSDomains, roleHost(r))
-		}
+		t.PermittedDNSDomains = roleHosts()
 		t.ExcludedIPRanges = noAddresses
 	case API:
 		t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-		t.ExcludedDNSDomains = nodeHosts()
+		t.ExcludedDNSDomains = append(roleHosts(), memberHost)
 	}
 	return t
 }
@@ -233,7 +231,7 @@ func (a *Authority) leaf(ca CA, id Identity, hosts []string, pub crypto.PublicKe
 	if id.Cluster != a.cluster {
 		return nil, fmt.Errorf("%s is not of cluster %s", id, a.cluster)
 	}
-	if !slices.Contains(id.Role.CAs(), ca) {
+	if !slices.Contains(CAsOf(id.Role), ca) {
 		return nil, fmt.Errorf("the %s CA issues no certificates for role %s", ca, id.Role)
 	}
 	if k, ok := pub.(*ecdsa.PublicKey); !ok || k.Curve != elliptic.P256() {
@@ -251,7 +249,7 @@ func (a *Authority) leaf(ca CA, id Identity, hosts []string, pub crypto.PublicKe
 		return nil, fmt.Errorf("the %s CA expired on %s", ca, issuer.cert.NotAfter.Format(time.DateOnly))
 	}
 	t := &x509.Certificate{
-		Subject:     pkix.Name{CommonName: commonName(id), Organization: []string{id.Cluster}, OrganizationalUnit: []string{string(id.Role)}},
+		Subject:     pkix.Name{CommonName: id.Name, Organization: []string{id.Cluster}, OrganizationalUnit: []string{string(id.Role)}},
 		NotBefore:   now.Add(-backdate),
 		NotAfter:    now.Add(lifetime),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
@@ -284,9 +282,6 @@ func (a *Authority) leaf(ca CA, id Identity, hosts []string, pub crypto.PublicKe
 	return encodeCerts(cert, issuer.cert), nil
 }
 
-// commonName is for human readers only; X.509 allows it 64 characters.
-func commonName(id Identity) string { return id.Name[:min(len(id.Name), 64)] }
-
 // DefaultHosts returns the host names and addresses of an API certificate for which
 // none were configured: the node's name and this machine as seen from itself.
 func DefaultHosts(name string) []string {
@@ -295,6 +290,12 @@ func DefaultHosts(name string) []string {
 
 // thisMachine lists the names and addresses that every machine has for itself.
 func thisMachine() []string { return []string{"localhost", "127.0.0.1", "::1"} }
+
+// ValidateHosts reports which of the hosts cannot stand in an API certificate, if any.
+func ValidateHosts(hosts []string) error {
+	_, _, err := splitHosts(hosts)
+	return err
+}
 
 // splitHosts sorts host names and addresses, drops doubles, and refuses what is
 // neither, wild cards included.
@@ -310,7 +311,7 @@ func splitHosts(hosts []string) ([]string, []net.IP, error) {
 			continue
 		}
 		h = strings.TrimSuffix(strings.ToLower(h), ".")
-		if len(h) > 253 || slices.ContainsFunc(strings.Split(h, "."), func(l string) bool { return !validLabel(l) }) {
+		if !isHostName(h) {
 			return nil, nil, fmt.Errorf("host %q: is neither a host name nor an IP address", h)
 		}
 		if reserved(h) {
@@ -330,10 +331,22 @@ func splitHosts(hosts []string) ([]string, []net.IP, error) {
 	return slices.Compact(names), ips, nil
 }
 
+// isHostName reports whether s is a host name in lower case. Underscores are not by
+// the book, but machines are called so.
+func isHostName(s string) bool {
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > 63 || strings.HasPrefix(label, "-") || strings.HasSuffix(label, "-") ||
+			strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
+			return false
+		}
+	}
+	return len(s) <= 253
+}
+
 // reserved reports whether the host name is one by which nodes verify each other, or
 // below such a name. The API CA is constrained not to sign them.
 func reserved(host string) bool {
-	return slices.ContainsFunc(nodeHosts(), func(h string) bool {
+	return slices.ContainsFunc(append(roleHosts(), memberHost), func(h string) bool {
 		return host == h || strings.HasSuffix(host, "."+h)
 	})
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"uac/codestation/durable"
+	"uac/roles"
 )
 
 // Requests holds one certificate signing request (DER) for each CA that gives the
@@ -67,7 +68,7 @@ func (a *Authority) Enrol(reqs Requests, g Grant, exists func(Identity) (bool, e
 	if g.Role == Controller {
 		return Bundle{}, errors.New("a controller cannot enrol with a token: issue its directory with uac pki issue")
 	}
-	wanted := g.Role.CAs()
+	wanted := CAsOf(g.Role)
 	for ca := range reqs {
 		if !slices.Contains(wanted, ca) {
 			return Bundle{}, fmt.Errorf("the %s CA issues no certificates for role %s", ca, g.Role)
@@ -187,10 +188,10 @@ var ErrEnrolled = errors.New("already enrolled")
 // Keys that an earlier, interrupted enrolment left are used again, so that the
 // controller recognises the repetition.
 func NewEnrolment(dir string, role Role, name string, now time.Time) (*Enrolment, error) {
-	if err := ValidateName(name); err != nil {
-		return nil, err
+	if err := roles.CheckNodeName(name); err != nil {
+		return nil, fmt.Errorf("node name: %w", err)
 	}
-	if role == Controller || len(role.CAs()) == 0 {
+	if role == Controller || len(CAsOf(role)) == 0 {
 		return nil, fmt.Errorf("role %q cannot enrol with a token", role)
 	}
 	certs, err := readCerts(leafCertFile(dir, Nodes))
@@ -205,7 +206,7 @@ func NewEnrolment(dir string, role Role, name string, now time.Time) (*Enrolment
 		return nil, err
 	}
 	e := &Enrolment{dir: dir, role: role, name: name, keys: map[CA]*ecdsa.PrivateKey{}}
-	for _, ca := range role.CAs() {
+	for _, ca := range CAsOf(role) {
 		key, err := readKey(leafKeyFile(dir, ca))
 		if errors.Is(err, fs.ErrNotExist) {
 			key, err = createKey(leafKeyFile(dir, ca))
@@ -274,7 +275,7 @@ func (e *Enrolment) Install(b Bundle, rootFingerprint string) error {
 			return err
 		}
 	}
-	for _, ca := range e.role.CAs() { // Nodes is the last
+	for _, ca := range CAsOf(e.role) { // Nodes is the last
 		if err := durable.WriteFile(leafCertFile(e.dir, ca), b.Certs[ca], certPerm); err != nil {
 			return err
 		}

@@ -6,31 +6,24 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"slices"
 	"strings"
+
+	"uac/roles"
 )
 
 // Role is what a node does in the cluster.
-type Role string
+type Role = roles.Role
 
 // The roles of nodes.
 const (
-	Controller Role = "controller"
-	Watch      Role = "watch"
-	Relay      Role = "relay"
-	Agent      Role = "agent"
+	Controller = roles.RoleController
+	Watch      = roles.RoleWatch
+	Relay      = roles.RoleRelay
+	Agent      = roles.RoleAgent
 )
 
-// Roles lists all roles.
-func Roles() []Role { return []Role{Controller, Watch, Relay, Agent} }
-
 // ParseRole returns the role called s.
-func ParseRole(s string) (Role, error) {
-	if r := Role(s); slices.Contains(Roles(), r) {
-		return r, nil
-	}
-	return "", fmt.Errorf("role %q: must be one of controller, watch, relay, agent", s)
-}
+func ParseRole(s string) (Role, error) { return roles.ParseRole(s) }
 
 // CA names a certificate authority of the cluster; its files are ca/<name>.crt and
 // ca/<name>.key.
@@ -47,9 +40,9 @@ const (
 // issuing lists the CAs that sign leaves: all but the root.
 var issuing = [...]CA{Members, API, Nodes}
 
-// CAs returns the authorities that give a node of role r a certificate. Nodes is
-// always among them, and the last.
-func (r Role) CAs() []CA {
+// CAsOf returns the authorities that give a node of the role a certificate. Nodes is
+// always among them, and the last. An unknown role has none.
+func CAsOf(r Role) []CA {
 	switch r {
 	case Controller, Watch:
 		return []CA{Members, API, Nodes}
@@ -66,13 +59,9 @@ const memberHost = "member.uac"
 
 func roleHost(r Role) string { return string(r) + ".uac" }
 
-// nodeHosts lists all of them.
-func nodeHosts() []string {
-	hosts := []string{memberHost}
-	for _, r := range Roles() {
-		hosts = append(hosts, roleHost(r))
-	}
-	return hosts
+// roleHosts lists the names by which roles are verified: all but memberHost.
+func roleHosts() []string {
+	return []string{roleHost(Controller), roleHost(Watch), roleHost(Relay), roleHost(Agent)}
 }
 
 // Identity says who the holder of a certificate is.
@@ -96,52 +85,22 @@ func (id Identity) Validate() error {
 	if _, err := ParseRole(string(id.Role)); err != nil {
 		return err
 	}
-	return ValidateName(id.Name)
-}
-
-const (
-	maxLabel = 63
-	// A name must leave room for ".controller.uac" in a DNS name of 253 bytes.
-	maxName = 200
-)
-
-// ValidateName reports what is wrong with name as the name of a node, if anything.
-// Names are DNS names in lower case, of at most 200 bytes: host names are welcome,
-// and two names never differ by case alone.
-func ValidateName(name string) error {
-	if name == "" || len(name) > maxName {
-		return fmt.Errorf("node name %q: must have 1 to %d characters", name, maxName)
-	}
-	for label := range strings.SplitSeq(name, ".") {
-		if !validLabel(label) {
-			return fmt.Errorf("node name %q: must consist of lower-case letters, digits, '-', '_' and '.', each part beginning and ending with a letter or digit and having at most %d characters", name, maxLabel)
-		}
+	if err := roles.CheckNodeName(id.Name); err != nil {
+		return fmt.Errorf("node name: %w", err)
 	}
 	return nil
 }
 
 // ValidateCluster reports what is wrong with name as the name of a cluster, if
-// anything. It is a single lower-case DNS label.
+// anything. It is a node name without dots.
 func ValidateCluster(name string) error {
-	if !validLabel(name) || strings.Contains(name, "_") {
-		return fmt.Errorf("cluster name %q: must have 1 to %d lower-case letters, digits and '-', beginning and ending with a letter or digit", name, maxLabel)
+	if err := roles.CheckNodeName(name); err != nil {
+		return fmt.Errorf("cluster name: %w", err)
+	}
+	if strings.Contains(name, ".") {
+		return fmt.Errorf("cluster name: %q must not contain a dot", name)
 	}
 	return nil
-}
-
-func validLabel(s string) bool {
-	if s == "" || len(s) > maxLabel {
-		return false
-	}
-	for i, c := range []byte(s) {
-		switch {
-		case 'a' <= c && c <= 'z', '0' <= c && c <= '9':
-		case (c == '-' || c == '_') && i > 0 && i < len(s)-1:
-		default:
-			return false
-		}
-	}
-	return true
 }
 
 var errNoIdentity = errors.New("certificate names no uac identity")

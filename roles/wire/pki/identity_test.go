@@ -1,8 +1,11 @@
 package pki_test
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -13,22 +16,11 @@ import (
 	"uac/roles/wire/pki"
 )
 
-func TestNames(t *testing.T) {
+func TestValidateCluster(t *testing.T) {
 	long := strings.Repeat("a", 63)
 	for name, want := range map[string]bool{
-		"c1": true, "web-1": true, "web_1.example.com": true, "1": true, long: true,
-		strings.Join([]string{long, long, long}, "."): true,
-		"": false, ".": false, "a.": false, ".a": false, "a..b": false, "-a": false, "a-": false, "_a": false,
-		"A": false, "a b": false, "a/b": false, "a%2fb": false, "ä": false, "a\x00": false, "a\n": false, "*": false,
-		long + "a": false, strings.Join([]string{long, long, long, long}, "."): false,
-	} {
-		if err := pki.ValidateName(name); (err == nil) != want {
-			t.Errorf("ValidateName(%q) = %v, want valid = %t", name, err, want)
-		}
-	}
-	for name, want := range map[string]bool{
-		"prod": true, "prod-2": true, long: true,
-		"": false, "a.b": false, "a_b": false, "Prod": false, "-": false, "prod:1": false, long + "a": false,
+		"prod": true, "prod-2": true, "1": true, long: true,
+		"": false, "a.b": false, "a_b": false, "Prod": false, "-": false, "a-": false, "prod:1": false, "a/b": false, "ä": false, long + "a": false,
 	} {
 		if err := pki.ValidateCluster(name); (err == nil) != want {
 			t.Errorf("ValidateCluster(%q) = %v, want valid = %t", name, err, want)
@@ -112,20 +104,22 @@ func FuzzParseIdentity(f *testing.F) {
 	})
 }
 
-// fuzzKey is the same in all processes of a fuzzer.
-const fuzzKey = `-----BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQggqsm+JZofBhbM45t
-Cy4F2Vb8OwHvkEluCk7p4yrKZBehRANCAASA1xZH2zFejShCBXwjw09At8975bQh
-q+bQRS6NwaqywLQOEJaMatENdnct84w+RNQ2aZ4vLlKaIyYvu2s8W6p2
------END PRIVATE KEY-----
-`
-
 // Nobody gets a certificate for a key that he has not proved to have: the fuzzer has
 // no private key but the one of the seed request.
 func FuzzEnrol(f *testing.F) {
 	c := newCluster(f, "prod")
+	// All processes of a fuzzer must have the same key, so it is 42.
+	private, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), append(make([]byte, 31), 42))
+	if err != nil {
+		f.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		f.Fatal(err)
+	}
 	dir := f.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "node.key"), []byte(fuzzKey), 0o600); err != nil {
+	text := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	if err := os.WriteFile(filepath.Join(dir, "node.key"), text, 0o600); err != nil {
 		f.Fatal(err)
 	}
 	e, err := pki.NewEnrolment(dir, pki.Agent, "a1", time.Now())

@@ -48,7 +48,7 @@ func (a *Authority) IssueNode(dir string, spec NodeSpec) error {
 			files = append(files, newFile{path: caKeyFile(dir, ca), data: text, perm: keyPerm, same: true})
 		}
 	}
-	for _, ca := range spec.Role.CAs() {
+	for _, ca := range CAsOf(spec.Role) {
 		key, err := newKey()
 		if err != nil {
 			return err

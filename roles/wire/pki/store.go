@@ -66,7 +66,7 @@ func Load(dir string, log *slog.Logger) (*Store, error) {
 			return nil, err
 		}
 	}
-	for _, ca := range s.id.Role.CAs() {
+	for _, ca := range CAsOf(s.id.Role) {
 		s.trust[ca] = &cached[*trust]{
 			files: []string{caCertFile(dir, ca)},
 			read:  func() (*trust, error) { return s.readTrust(ca) },

@@ -432,7 +432,7 @@ func TestEnsureAPI(t *testing.T) {
 			t.Errorf("%s: %v", tt.name, err)
 		}
 	}
-	for _, bad := range []string{"*.example.com", "0.0.0.0", "::", "a b", "", "controller.uac", "c1.member.uac", "host_", "fe80::1%eth0", "example..com"} {
+	for _, bad := range []string{"*.example.com", "0.0.0.0", "::", "a b", "", "controller.uac", "c1.member.uac", "-host", "host-", "fe80::1%eth0", "example..com"} {
 		if _, err := a.EnsureAPI(dir, []string{bad}); err == nil {
 			t.Errorf("host %q was accepted", bad)
 		}

@@ -13,6 +13,8 @@ import (
 	"path"
 	"strings"
 	"time"
+
+	"uac/roles"
 )
 
 // Tokens are bearer secrets: whoever has one may use it. Their text is
@@ -32,7 +34,7 @@ const (
 	joinPrefix = "uacj"
 	apiPrefix  = "uac"
 
-	idSize     = 5 // bytes: 40 bits, and whoever stores a record refuses an id that exists
+	idSize     = 10 // bytes: no two tokens of a cluster will ever have the same id
 	secretSize = 32
 	sumSize    = 4
 )
@@ -205,8 +207,8 @@ func NewJoinToken(spec JoinTokenSpec, now time.Time) (string, JoinToken, error) 
 	if _, err := path.Match(spec.Name, ""); err != nil {
 		return fail(fmt.Errorf("name pattern %q: %w", spec.Name, err))
 	}
-	if err := ValidateName(spec.Name); err != nil && !pattern {
-		return fail(err)
+	if err := roles.CheckNodeName(spec.Name); err != nil && !pattern {
+		return fail(fmt.Errorf("node name: %w", err))
 	}
 	if pattern && spec.Replace {
 		return fail(fmt.Errorf("name pattern %q: only a token for one exact name may replace a node", spec.Name))
@@ -215,7 +217,7 @@ func NewJoinToken(spec JoinTokenSpec, now time.Time) (string, JoinToken, error) 
 		return fail(fmt.Errorf("lifetime %v of a join token: must be positive", spec.TTL))
 	}
 	if len(spec.Hosts) > 0 {
-		if _, _, err := splitHosts(spec.Hosts); err != nil {
+		if err := ValidateHosts(spec.Hosts); err != nil {
 			return fail(err)
 		}
 	}
@@ -274,8 +276,8 @@ func (t JoinToken) Verify(token string, ask Ask, now time.Time) (Grant, error) {
 	if ask.Role != t.Role {
 		return Grant{}, fmt.Errorf("%w: it is for role %s, not %s", ErrTokenNotFor, t.Role, ask.Role)
 	}
-	if err := ValidateName(ask.Name); err != nil {
-		return Grant{}, err
+	if err := roles.CheckNodeName(ask.Name); err != nil {
+		return Grant{}, fmt.Errorf("node name: %w", err)
 	}
 	if ok, err := path.Match(t.Name, ask.Name); err != nil || !ok {
 		return Grant{}, fmt.Errorf("%w: it is for %q, not %q", ErrTokenNotFor, t.Name, ask.Name)

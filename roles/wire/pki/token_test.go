@@ -272,7 +272,7 @@ func TestTokensAreCompact(t *testing.T) {
 	for _, tt := range []struct {
 		token  string
 		length int
-	}{{join, 125}, {api, 71}} {
+	}{{join, 133}, {api, 79}} {
 		if len(tt.token) != tt.length || strings.Trim(tt.token, "abcdefghijklmnopqrstuvwxyz234567_") != "" {
 			t.Errorf("%q has %d characters, want %d, URL-safe", tt.token, len(tt.token), tt.length)
 		}
@@ -291,10 +291,10 @@ func FuzzTokens(f *testing.F) {
 	f.Add(join)
 	f.Add(api)
 	f.Add("uac_")
-	f.Add("uacj_aaaaaaaa__")
+	f.Add("uacj_aaaaaaaaaaaaaaaa__")
 	f.Fuzz(func(t *testing.T, token string) {
 		id, root, err := pki.ParseJoinToken(token)
-		if err == nil && (len(token) != len(join) || len(id) != 8 || len(root) != 64 || !strings.HasPrefix(token, "uacj_"+id+"_")) {
+		if err == nil && (len(token) != len(join) || len(id) != 16 || len(root) != 64 || !strings.HasPrefix(token, "uacj_"+id+"_")) {
 			t.Errorf("join token %q parses as %q, %q", token, id, root)
 		}
 		if _, err := joinRec.Verify(token, pki.Ask{Role: pki.Agent, Name: "a1"}, now); err == nil && token != join {
@@ -303,7 +303,7 @@ func FuzzTokens(f *testing.F) {
 				t.Errorf("join token %q was accepted for %q", token, join)
 			}
 		}
-		if id, err := pki.APITokenID(token); err == nil && (len(token) != len(api) || len(id) != 8) {
+		if id, err := pki.APITokenID(token); err == nil && (len(token) != len(api) || len(id) != 16) {
 			t.Errorf("API token %q parses as %q", token, id)
 		}
 		if apiRec.Verify(token, now) == nil && token != api {
