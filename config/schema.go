@@ -2,6 +2,7 @@ package config
 
 import (
 	"reflect"
+	"slices"
 	"strings"
 )
 
@@ -31,7 +32,7 @@ func schemaOf(t reflect.Type) schema { return appendFields(nil, t, "", nil) }
 func appendFields(s schema, t reflect.Type, prefix string, index []int) schema {
 	for i := range t.NumField() {
 		f := t.Field(i)
-		key, at := prefix+f.Tag.Get("yaml"), append(index[:len(index):len(index)], i)
+		key, at := prefix+f.Tag.Get("yaml"), slices.Concat(index, []int{i})
 		if f.Type.Kind() == reflect.Struct {
 			s = appendFields(s, f.Type, key+".", at)
 			continue

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/cobra"
 )
 
 // fakeServer answers like a controller, over TLS.
@@ -276,6 +277,34 @@ func TestClientSettings(t *testing.T) {
 		_, err := a.newClient()
 		if err == nil || err.Error() != tt.want || codeOf(err) != exitUsage {
 			t.Errorf("got %v, want %s", err, tt.want)
+		}
+	}
+}
+
+// The flags of the client may stand before and after the verb.
+func TestClientFlags(t *testing.T) {
+	for _, line := range []string{
+		"--server c1,c2 --token T probe look",
+		"probe --server c1,c2 look --token T",
+		"probe look --server=c1,c2 --token=T",
+	} {
+		a := &app{}
+		var got *client
+		verb := &cobra.Command{Use: "look", RunE: func(*cobra.Command, []string) (err error) {
+			got, err = a.newClient()
+			return err
+		}}
+		noun := newNounCommand("probe", "a noun of this test", verb)
+		a.addClientFlags(noun)
+		command := newRootCommand(a, nil)
+		command.AddCommand(noun)
+		command.SetArgs(strings.Fields(line))
+		if err := command.ExecuteContext(t.Context()); err != nil {
+			t.Errorf("%s: %v", line, err)
+			continue
+		}
+		if diff := cmp.Diff([]string{"https://c1:7600", "https://c2:7600"}, got.servers); diff != "" || got.token != "T" {
+			t.Errorf("%s: token %q, servers %s", line, got.token, diff)
 		}
 	}
 }

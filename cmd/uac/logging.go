@@ -19,7 +19,7 @@ func newLogger(a *app, c config.Log) *slog.Logger {
 	if c.Format == "json" || c.Format == "auto" && !a.stderr.terminal {
 		return slog.New(slog.NewJSONHandler(a.stderr, &slog.HandlerOptions{Level: level}))
 	}
-	return slog.New(tint.NewHandler(a.stderr, &tint.Options{
+	return slog.New(tint.NewTextHandler(a.stderr, &tint.Options{
 		Level:      level,
 		TimeFormat: time.StampMilli,
 		NoColor:    !a.paint(a.stderr).on,
