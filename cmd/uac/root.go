@@ -62,6 +62,7 @@ order.`,
 	)
 	root.AddCommand(
 		newConfigCommand(a),
+		newPKICommand(a),
 		newVersionCommand(a),
 		newCompletionCommand(a),
 		&cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: exitHelp(), Hidden: true},

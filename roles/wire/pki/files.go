@@ -184,7 +184,7 @@ func createAll(files []newFile) (err error) {
 		case f.same:
 			return fmt.Errorf("%s exists with other content: it belongs to another cluster", f.path)
 		default:
-			return fmt.Errorf("%s %w: nothing is overwritten; remove it first if it is no longer needed", f.path, fs.ErrExist)
+			return &fs.PathError{Op: "create", Path: f.path, Err: fs.ErrExist}
 		}
 	}
 	var written []string

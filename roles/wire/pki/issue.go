@@ -68,14 +68,14 @@ func (a *Authority) IssueNode(dir string, spec NodeSpec) error {
 	return createAll(files)
 }
 
-// RenewNode renews the certificates in a node directory that are due, or all of them,
-// expired ones included, and returns which. Keys, identities and host names stay as
-// they are.
-func (a *Authority) RenewNode(dir string, all bool) ([]CA, error) {
-	var renewed []CA
+// RenewNode renews the certificates in a node directory that are due, expired ones
+// included, or all of them, and returns the new ones. Keys, identities and host names
+// stay as they are.
+func (a *Authority) RenewNode(dir string, all bool) ([]Info, error) {
+	var renewed []Info
 	for _, ca := range issuing {
 		certs, err := readCerts(leafCertFile(dir, ca))
-		if errors.Is(err, fs.ErrNotExist) {
+		if ca != Nodes && errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
@@ -95,7 +95,11 @@ func (a *Authority) RenewNode(dir string, all bool) ([]CA, error) {
 		if err := durable.WriteFile(leafCertFile(dir, ca), chain, certPerm); err != nil {
 			return renewed, err
 		}
-		renewed = append(renewed, ca)
+		successor, err := decodeCerts(chain)
+		if err != nil {
+			return renewed, err
+		}
+		renewed = append(renewed, Describe(successor[0], leafCertFile(dir, ca), a.now()))
 	}
 	return renewed, nil
 }
