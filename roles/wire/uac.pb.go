@@ -170,6 +170,8 @@ const (
 	Refusal_OVERLAP Refusal_Reason = 7
 	// The command makes no sense; `detail` says why.
 	Refusal_MALFORMED Refusal_Reason = 8
+	// Too many attempts wait at the agent; nothing is recorded. Send again later.
+	Refusal_BUSY Refusal_Reason = 9
 )
 
 // Enum value maps for Refusal_Reason.
@@ -184,6 +186,7 @@ var (
 		6: "FINAL",
 		7: "OVERLAP",
 		8: "MALFORMED",
+		9: "BUSY",
 	}
 	Refusal_Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED": 0,
@@ -195,6 +198,7 @@ var (
 		"FINAL":              6,
 		"OVERLAP":            7,
 		"MALFORMED":          8,
+		"BUSY":               9,
 	}
 )
 
@@ -1000,9 +1004,10 @@ func (x *Report) GetAttempt() *Attempt {
 	return nil
 }
 
-// AdoptAnswer lists every attempt of the request that the agent knows. An attempt
-// that is not in it is not in this journal: "nothing" is an answer only for
-// attempts that were sent to this journal id.
+// AdoptAnswer lists what the agent knows of the request: of each step the highest
+// attempt it ever heard of, and those below that are not acknowledged. An attempt
+// that is neither in it nor below one of its step is not in this journal; that
+// answer counts only for attempts that were sent to this journal id.
 type AdoptAnswer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Request       string                 `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
@@ -2076,9 +2081,12 @@ func (x *Ping) GetNumber() uint64 {
 }
 
 type RenewRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"` // DER
-	Ca            string                 `protobuf:"bytes,2,opt,name=ca,proto3" json:"ca,omitempty"`   // members, nodes or api: by which CA the certificate is wanted
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Csr   []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"` // DER
+	Ca    string                 `protobuf:"bytes,2,opt,name=ca,proto3" json:"ca,omitempty"`   // members, nodes or api: by which CA the certificate is wanted
+	// DER of the certificate to renew: role, name and hosts come from it. Not for
+	// enrolment.
+	Current       []byte `protobuf:"bytes,3,opt,name=current,proto3" json:"current,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2125,6 +2133,13 @@ func (x *RenewRequest) GetCa() string {
 		return x.Ca
 	}
 	return ""
+}
+
+func (x *RenewRequest) GetCurrent() []byte {
+	if x != nil {
+		return x.Current
+	}
+	return nil
 }
 
 // Certificate is the leaf and the CA that signed it, PEM.
@@ -2754,7 +2769,7 @@ const file_uac_proto_rawDesc = "" +
 	"\arequest\x18\x01 \x01(\tR\arequest\x12(\n" +
 	"\x05fence\x18\x02 \x01(\v2\x12.uac.wire.v1.FenceR\x05fence\x12.\n" +
 	"\ajournal\x18\x03 \x01(\v2\x14.uac.wire.v1.JournalR\ajournal\x120\n" +
-	"\battempts\x18\x04 \x03(\v2\x14.uac.wire.v1.AttemptR\battempts\"\xc6\x04\n" +
+	"\battempts\x18\x04 \x03(\v2\x14.uac.wire.v1.AttemptR\battempts\"\xd0\x04\n" +
 	"\aRefusal\x126\n" +
 	"\acommand\x18\x01 \x01(\x0e2\x1c.uac.wire.v1.Refusal.CommandR\acommand\x12\x18\n" +
 	"\arequest\x18\x02 \x01(\tR\arequest\x12\x12\n" +
@@ -2764,7 +2779,7 @@ const file_uac_proto_rawDesc = "" +
 	"\x06reason\x18\x06 \x01(\x0e2\x1b.uac.wire.v1.Refusal.ReasonR\x06reason\x12(\n" +
 	"\x05known\x18\a \x01(\v2\x12.uac.wire.v1.FenceR\x05known\x12.\n" +
 	"\ajournal\x18\b \x01(\v2\x14.uac.wire.v1.JournalR\ajournal\x12\x16\n" +
-	"\x06detail\x18\t \x01(\tR\x06detail\"\x9c\x01\n" +
+	"\x06detail\x18\t \x01(\tR\x06detail\"\xa6\x01\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vSTALE_FENCE\x10\x01\x12\x0f\n" +
@@ -2776,7 +2791,8 @@ const file_uac_proto_rawDesc = "" +
 	"SUPERSEDED\x10\x05\x12\t\n" +
 	"\x05FINAL\x10\x06\x12\v\n" +
 	"\aOVERLAP\x10\a\x12\r\n" +
-	"\tMALFORMED\x10\b\"K\n" +
+	"\tMALFORMED\x10\b\x12\b\n" +
+	"\x04BUSY\x10\t\"K\n" +
 	"\aCommand\x12\x17\n" +
 	"\x13COMMAND_UNSPECIFIED\x10\x00\x12\t\n" +
 	"\x05START\x10\x01\x12\b\n" +
@@ -2860,10 +2876,11 @@ const file_uac_proto_rawDesc = "" +
 	"CancelRead\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\"\x1e\n" +
 	"\x04Ping\x12\x16\n" +
-	"\x06number\x18\x01 \x01(\x04R\x06number\"0\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\"J\n" +
 	"\fRenewRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\x12\x0e\n" +
-	"\x02ca\x18\x02 \x01(\tR\x02ca\"#\n" +
+	"\x02ca\x18\x02 \x01(\tR\x02ca\x12\x18\n" +
+	"\acurrent\x18\x03 \x01(\fR\acurrent\"#\n" +
 	"\vCertificate\x12\x14\n" +
 	"\x05chain\x18\x01 \x01(\fR\x05chain\"\x8e\x01\n" +
 	"\rEnrollRequest\x12\x14\n" +
