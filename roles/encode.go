@@ -1,0 +1,130 @@
+package roles
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Encode writes processes as YAML documents that [Decode] reads back as they are.
+// Fields that have their default are left out.
+func Encode(w io.Writer, processes ...*Process) error {
+	enc := yaml.NewEncoder(w)
+	enc.SetIndent(2)
+	for _, p := range processes {
+		if err := enc.Encode(processNode(p)); err != nil {
+			return fmt.Errorf("encode process %s: %w", p.Name, err)
+		}
+	}
+	if err := enc.Close(); err != nil {
+		return fmt.Errorf("encode processes: %w", err)
+	}
+	return nil
+}
+
+// object is a YAML mapping that keeps the order in which fields are added.
+type object struct{ node *yaml.Node }
+
+func newObject(style yaml.Style) object {
+	return object{&yaml.Node{Kind: yaml.MappingNode, Style: style}}
+}
+
+func (o object) add(key string, value *yaml.Node) {
+	o.node.Content = append(o.node.Content, textNode(key), value)
+}
+
+func (o object) text(key, value string) {
+	if value != "" {
+		o.add(key, textNode(value))
+	}
+}
+
+func (o object) flag(key string, value bool) {
+	if value {
+		o.add(key, &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!bool", Value: "true"})
+	}
+}
+
+func (o object) texts(key string, values map[string]string, style yaml.Style) {
+	if len(values) == 0 {
+		return
+	}
+	inner := newObject(style)
+	for _, k := range slices.Sorted(maps.Keys(values)) {
+		inner.add(k, textNode(values[k]))
+	}
+	o.add(key, inner.node)
+}
+
+// textNode returns a scalar that is quoted where it would be read as something
+// other than text.
+func textNode(s string) *yaml.Node {
+	n := &yaml.Node{}
+	n.SetString(s)
+	return n
+}
+
+func processNode(p *Process) *yaml.Node {
+	o := newObject(0)
+	o.text("kind", KindProcess)
+	o.text("name", p.Name)
+	if len(p.Params) > 0 {
+		list := &yaml.Node{Kind: yaml.SequenceNode}
+		for _, q := range p.Params {
+			param := newObject(yaml.FlowStyle)
+			param.text("name", q.Name)
+			param.flag("required", q.Required)
+			param.text("default", q.Default)
+			list.Content = append(list.Content, param.node)
+		}
+		o.add("params", list)
+	}
+	list := &yaml.Node{Kind: yaml.SequenceNode}
+	for i := range p.Steps {
+		list.Content = append(list.Content, stepNode(&p.Steps[i]))
+	}
+	o.add("steps", list)
+	return o.node
+}
+
+func stepNode(s *StepDef) *yaml.Node {
+	o := newObject(0)
+	o.text("name", s.Name)
+	if len(s.Needs) > 0 {
+		needs := &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle}
+		for _, name := range s.Needs {
+			needs.Content = append(needs.Content, textNode(name))
+		}
+		o.add("needs", needs)
+	}
+	if s.On != OnSuccess {
+		o.text("on", string(s.On))
+	}
+	o.flag("recovers", s.Recovers)
+	agent := newObject(yaml.FlowStyle)
+	agent.text("name", s.Agent.Name)
+	agent.texts("labels", s.Agent.Labels, yaml.FlowStyle)
+	o.add("agent", agent.node)
+	o.text("dir", s.Dir)
+	o.texts("env", s.Env, 0)
+	o.text("run", s.Run)
+	if s.Timeout > 0 {
+		o.text("timeout", s.Timeout.String())
+	}
+	if s.Retry != (Retry{}) {
+		retry := newObject(yaml.FlowStyle)
+		if s.Retry.Attempts > 0 {
+			retry.add("attempts", &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!int", Value: strconv.Itoa(s.Retry.Attempts)})
+		}
+		if s.Retry.Delay > 0 {
+			retry.text("delay", s.Retry.Delay.String())
+		}
+		o.add("retry", retry.node)
+	}
+	o.flag("repeatable", s.Repeatable)
+	return o.node
+}

@@ -1,0 +1,58 @@
+package roles
+
+import "fmt"
+
+// plan is a process in the form that the engine reads: indexes for names.
+type plan struct {
+	index      map[string]int
+	needs      [][]int
+	dependents [][]int
+	selector   []int    // of each step; steps with the same number share an agent
+	named      []string // the agent that a selector names, by selector
+}
+
+func newPlan(p *Process) (*plan, error) {
+	n := len(p.Steps)
+	q := &plan{
+		index:      make(map[string]int, n),
+		needs:      make([][]int, n),
+		dependents: make([][]int, n),
+		selector:   make([]int, n),
+	}
+	for i := range p.Steps {
+		name := p.Steps[i].Name
+		if _, dup := q.index[name]; dup {
+			return nil, fmt.Errorf("two steps are called %s", quote(name))
+		}
+		q.index[name] = i
+	}
+	selectors := make(map[string]int)
+	for i := range p.Steps {
+		switch on := p.Steps[i].On; {
+		case on == OnFailure && len(p.Steps[i].Needs) == 0:
+			return nil, fmt.Errorf("step %s is on: failure and needs nothing", quote(p.Steps[i].Name))
+		case on != OnSuccess && on != OnFailure && on != OnAlways:
+			return nil, fmt.Errorf("step %s is on: %s", quote(p.Steps[i].Name), quote(string(on)))
+		}
+		for _, need := range p.Steps[i].Needs {
+			j, ok := q.index[need]
+			if !ok {
+				return nil, fmt.Errorf("step %s needs %s, which does not exist", quote(p.Steps[i].Name), quote(need))
+			}
+			q.needs[i] = append(q.needs[i], j)
+			q.dependents[j] = append(q.dependents[j], i)
+		}
+		text := p.Steps[i].Agent.String()
+		k, ok := selectors[text]
+		if !ok {
+			k = len(selectors)
+			selectors[text] = k
+			q.named = append(q.named, p.Steps[i].Agent.Name)
+		}
+		q.selector[i] = k
+	}
+	if len(cycles(q.needs)) > 0 {
+		return nil, fmt.Errorf("steps need each other in a cycle")
+	}
+	return q, nil
+}

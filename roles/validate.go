@@ -1,0 +1,319 @@
+package roles
+
+import (
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// Validate returns nil or a Problems that lists all that is wrong with p.
+func (p *Process) Validate() error {
+	l := problemList{file: "process " + p.Name}
+	p.check(func(path, format string, args ...any) {
+		l.addf(0, 0, p.display(path), format, args...)
+	})
+	return l.err()
+}
+
+// display returns a path with steps[2] replaced by steps[name].
+func (p *Process) display(path string) string {
+	var i int
+	if n, _ := fmt.Sscanf(path, "steps[%d]", &i); n != 1 || i < 0 || i >= len(p.Steps) || CheckName(p.Steps[i].Name) != nil {
+		return path
+	}
+	return "steps[" + p.Steps[i].Name + path[strings.IndexByte(path, ']'):]
+}
+
+// check calls addf for all that is wrong with p except types: what the structure
+// alone cannot say. Paths are like steps[2].needs[0].
+func (p *Process) check(addf func(path, format string, args ...any)) {
+	v := &validator{process: p, addf: addf}
+	v.check("name", CheckName(p.Name))
+	v.params()
+	v.steps()
+}
+
+type validator struct {
+	process *Process
+	addf    func(path, format string, args ...any)
+	hints   int // misspellings looked up
+}
+
+func (v *validator) check(path string, err error) {
+	if err != nil {
+		v.addf(path, "%v", err)
+	}
+}
+
+func (v *validator) params() {
+	params := v.process.Params
+	if len(params) > MaxParams {
+		v.addf("params", "has %d parameters, at most %d are allowed", len(params), MaxParams)
+	}
+	first := make(map[string]int)
+	for i := range params {
+		q, at := &params[i], fmt.Sprintf("params[%d]", i)
+		err := CheckParamName(q.Name)
+		v.check(at+".name", err)
+		if j, dup := first[q.Name]; dup && err == nil {
+			v.addf(at+".name", "%s is the name of parameter %d already", quote(q.Name), j+1)
+		} else if !dup {
+			first[q.Name] = i
+		}
+		if q.Required && q.Default != "" {
+			v.addf(at+".default", "a required parameter has no default")
+		}
+		v.check(at+".default", checkValue(q.Default))
+	}
+}
+
+func (v *validator) steps() {
+	steps := v.process.Steps
+	switch {
+	case len(steps) == 0:
+		v.addf("steps", "is missing or empty: a process has at least one step")
+	case len(steps) > MaxSteps:
+		v.addf("steps", "has %d steps, at most %d are allowed", len(steps), MaxSteps)
+		return
+	}
+	index := make(map[string]int, len(steps))
+	var names []string
+	for i := range steps {
+		at := fmt.Sprintf("steps[%d].name", i)
+		if err := CheckName(steps[i].Name); err != nil {
+			v.check(at, err)
+		} else if j, dup := index[steps[i].Name]; dup {
+			v.addf(at, "%s is the name of step %d already", quote(steps[i].Name), j+1)
+		} else {
+			index[steps[i].Name] = i
+			names = append(names, steps[i].Name)
+		}
+	}
+	edges := make([][]int, len(steps))
+	for i := range steps {
+		edges[i] = v.needs(i, index, names)
+		v.step(i)
+	}
+	for _, cycle := range cycles(edges) {
+		var around []string
+		for _, i := range append(cycle, cycle[0]) {
+			around = append(around, steps[i].Name)
+		}
+		v.addf(fmt.Sprintf("steps[%d].needs", cycle[0]), "is a cycle: %s", strings.Join(shorten(around), " needs "))
+	}
+}
+
+// needs checks the needs of step i and returns their indexes.
+func (v *validator) needs(i int, index map[string]int, names []string) []int {
+	var known []int
+	seen := make(map[string]bool)
+	for k, need := range v.process.Steps[i].Needs {
+		at := fmt.Sprintf("steps[%d].needs[%d]", i, k)
+		j, ok := index[need]
+		switch {
+		case seen[need]:
+			v.addf(at, "%s is named twice", quote(need))
+		case !ok:
+			hint := ""
+			if v.hints++; v.hints < maxProblems { // comparing all with all is slow, and nobody reads on
+				hint = didYouMean(nearest(need, names))
+			}
+			v.addf(at, "there is no step %s%s", quote(need), hint)
+		default:
+			known = append(known, j)
+		}
+		seen[need] = true
+	}
+	return known
+}
+
+func (v *validator) step(i int) {
+	s, at := &v.process.Steps[i], fmt.Sprintf("steps[%d]", i)
+	switch s.On {
+	case OnSuccess, OnAlways:
+		if s.Recovers {
+			v.addf(at+".recovers", "only a step with on: failure can recover")
+		}
+	case OnFailure:
+		if len(s.Needs) == 0 {
+			v.addf(at+".on", "on: failure without needs would never run")
+		}
+	default:
+		v.addf(at+".on", "%s must be success, failure or always%s", quote(string(s.On)),
+			didYouMean(nearest(string(s.On), []string{string(OnSuccess), string(OnFailure), string(OnAlways)})))
+	}
+	v.selector(at+".agent", s.Agent)
+	switch {
+	case strings.TrimSpace(s.Run) == "":
+		v.addf(at+".run", "is missing or empty")
+	case len(s.Run) > MaxRun:
+		v.addf(at+".run", "has %d bytes, at most %d are allowed", len(s.Run), MaxRun)
+	default:
+		v.check(at+".run", checkText(s.Run))
+	}
+	if len(s.Env) > MaxEnv {
+		v.addf(at+".env", "has %d variables, at most %d are allowed", len(s.Env), MaxEnv)
+	}
+	for _, k := range slices.Sorted(maps.Keys(s.Env)) {
+		if CheckParamName(k) != nil {
+			v.addf(at+".env."+k, "%s is not a variable name: use letters, digits and '_', without a digit first", quote(k))
+		} else if strings.HasPrefix(k, "UAC_") {
+			v.addf(at+".env."+k, "names that begin with UAC_ are reserved")
+		}
+		v.check(at+".env."+k, checkValue(s.Env[k]))
+	}
+	if s.Dir != "" {
+		if !path.IsAbs(s.Dir) {
+			v.addf(at+".dir", "%s must be an absolute path", quote(s.Dir))
+		}
+		v.check(at+".dir", checkValue(s.Dir))
+	}
+	if s.Timeout < 0 {
+		v.addf(at+".timeout", "%s must not be negative", s.Timeout)
+	}
+	if s.Retry.Attempts < 0 || s.Retry.Attempts > MaxAttempts {
+		v.addf(at+".retry.attempts", "%d must be from 1 to %d", s.Retry.Attempts, MaxAttempts)
+	}
+	switch d := s.Retry.Delay; {
+	case d < 0:
+		v.addf(at+".retry.delay", "%s must not be negative", d)
+	case d > Duration(24*time.Hour):
+		v.addf(at+".retry.delay", "%s is longer than 24h", d)
+	}
+}
+
+func (v *validator) selector(at string, s Selector) {
+	switch {
+	case s.Name != "" && s.Labels != nil:
+		v.addf(at, "has both name and labels: give one of them")
+	case s.Name != "":
+		v.check(at+".name", CheckNodeName(s.Name))
+	case len(s.Labels) == 0:
+		v.addf(at, "is missing or empty: give name or labels")
+	case len(s.Labels) > MaxLabels:
+		v.addf(at+".labels", "has %d labels, at most %d are allowed", len(s.Labels), MaxLabels)
+	}
+	for _, k := range slices.Sorted(maps.Keys(s.Labels)) {
+		v.check(at+".labels."+k, CheckLabel(k, s.Labels[k]))
+	}
+}
+
+// checkValue says what is wrong with s as the value of an environment variable.
+func checkValue(s string) error {
+	if len(s) > MaxValue {
+		return fmt.Errorf("has %d bytes, at most %d are allowed", len(s), MaxValue)
+	}
+	return checkText(s)
+}
+
+// checkText refuses what neither an environment nor JSON can carry.
+func checkText(s string) error {
+	if !utf8.ValidString(s) {
+		return fmt.Errorf("is not valid UTF-8")
+	}
+	if strings.IndexByte(s, 0) >= 0 {
+		return fmt.Errorf("contains a NUL character")
+	}
+	return nil
+}
+
+// shorten cuts the middle out of a long list of names.
+func shorten(names []string) []string {
+	const most = 12
+	if len(names) <= most {
+		return names
+	}
+	return append(append(slices.Clone(names[:most/2]), "..."), names[len(names)-most/2:]...)
+}
+
+// cycles returns cycles of steps that need each other, at least one of each set
+// of entangled steps; edges[i] are the needs of step i. The first step of a cycle
+// is its lowest.
+func cycles(edges [][]int) [][]int {
+	const (
+		unseen = iota
+		open
+		done
+	)
+	state := make([]int, len(edges))
+	told := make([]bool, len(edges)) // part of a cycle found before
+	var trail []int
+	var found [][]int
+	var visit func(i int)
+	visit = func(i int) {
+		state[i] = open
+		trail = append(trail, i)
+		for _, j := range edges[i] {
+			switch {
+			case state[j] == unseen:
+				visit(j)
+			case state[j] == open && !told[i] && !told[j]:
+				cycle := slices.Clone(trail[slices.Index(trail, j):])
+				for _, k := range cycle {
+					told[k] = true
+				}
+				low := slices.Index(cycle, slices.Min(cycle))
+				found = append(found, slices.Concat(cycle[low:], cycle[:low]))
+			}
+		}
+		trail = trail[:len(trail)-1]
+		state[i] = done
+	}
+	for i := range edges {
+		if state[i] == unseen {
+			visit(i)
+		}
+	}
+	return found
+}
+
+// nearest returns the first of words that s is most likely a misspelling of, or
+// nothing.
+func nearest(s string, words []string) string {
+	best, distance := "", 3
+	for _, w := range words {
+		if d := editDistance(strings.ToLower(s), strings.ToLower(w)); d < distance && d <= len(w)/2 {
+			best, distance = w, d
+		}
+	}
+	return best
+}
+
+func didYouMean(word string) string {
+	if word == "" {
+		return ""
+	}
+	return fmt.Sprintf(" (did you mean %s?)", word)
+}
+
+// editDistance returns the number of letters inserted, removed, replaced or swapped
+// with their neighbour between a and b. It gives up, with a large number, when the
+// lengths alone say that it is large.
+func editDistance(a, b string) int {
+	if len(a)-len(b) > 3 || len(b)-len(a) > 3 {
+		return 100
+	}
+	before, last, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		before, last, row = last, row, before
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			row[j+1] = min(last[j]+cost, last[j+1]+1, row[j]+1)
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				row[j+1] = min(row[j+1], before[j-1]+1)
+			}
+		}
+	}
+	return row[len(b)]
+}
