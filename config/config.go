@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"time"
 
+	"uac/coord"
 	"uac/roles"
 )
 
@@ -155,20 +156,21 @@ type Log struct {
 
 // Default returns the settings of a node that was told nothing.
 func Default() Config {
+	member := coord.DefaultConfig()
 	return Config{
 		Node:   Node{DataDir: "/var/lib/uac"},
 		Listen: Listen{API: ":7600", Raft: ":7601", Link: ":7602"},
 		Cluster: Cluster{
 			Name:           "uac",
-			SilenceTimeout: time.Second,
-			StallTimeout:   3 * time.Second,
-			JoinTimeout:    5 * time.Second,
-			Lease:          5 * time.Second,
-			Failover:       "auto",
+			SilenceTimeout: member.SilenceTimeout,
+			StallTimeout:   member.StallTimeout,
+			JoinTimeout:    member.JoinTimeout,
+			Lease:          member.Lease,
+			Failover:       string(member.Failover),
 			OnStop:         "handover",
 			Execution:      "any",
 		},
-		Etcd: Etcd{Quota: 4 << 30},
+		Etcd: Etcd{Quota: member.QuotaBytes},
 		Agent: Agent{
 			KillGrace:    10 * time.Second,
 			ReconnectMin: 50 * time.Millisecond,

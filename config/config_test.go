@@ -286,6 +286,8 @@ func TestProblems(t *testing.T) {
 			want: []string{`uac.yaml:1: listen.api: "76000" is not a port in ":76000"`}},
 		{name: "listen without port", text: `listen: {api: 127.0.0.1}`,
 			want: []string{`uac.yaml:1: listen.api: "127.0.0.1" is not of the form host:port`}},
+		{name: "raft binds no names", text: "listen: {raft: 'c1:7601'}",
+			want: []string{`uac.yaml:1: listen.raft: "c1" must be an IP address in "c1:7601": the store binds no names`}},
 		{name: "two listeners", text: "listen:\n  api: :7602",
 			want: []string{`uac.yaml:2: listen.link: ":7602" is already the address of listen.api`}},
 		{name: "advertise with port", text: `node: {advertise: "c1:7600"}`,

@@ -81,6 +81,9 @@ func (c *Config) validateNode(v *checks) {
 		}
 		listen[l.addr] = l.key
 	}
+	if host, _, err := net.SplitHostPort(c.Listen.Raft); err == nil && host != "" && host != "localhost" && net.ParseIP(host) == nil {
+		v.bad("listen.raft", "%s must be an IP address in %s: the store binds no names", quoted(host), quoted(c.Listen.Raft))
+	}
 	for i, name := range c.API.Names {
 		checkHost(v, fmt.Sprintf("api.names[%d]", i), name)
 	}
