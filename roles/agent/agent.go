@@ -1,0 +1,334 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"uac/codestation/durable"
+	"uac/roles/wire"
+)
+
+// Agent runs attempts on this machine. Make it with [New].
+type Agent struct {
+	cfg     Config
+	deps    Deps
+	log     *slog.Logger
+	metrics Metrics
+	ready   chan struct{}
+	isReady sync.Once
+
+	// Set by Run before anything else uses them.
+	ctx      context.Context // of Run: attempts outlive the links they came by
+	boot     string
+	journal  *journal
+	launcher *launcher
+	reaper   *reaper
+	outputs  *outputs
+	slots    chan struct{}           // one for each attempt that runs
+	fail     context.CancelCauseFunc // ends Run
+	house    chan struct{}           // something is to be tidied up
+	runners  sync.WaitGroup          // one for each run
+
+	mu      sync.Mutex // guards what follows; see the package comment
+	ledger  *ledger
+	runs    map[key]*run
+	queued  int // runs that have not started
+	links   map[*link]struct{}
+	routes  map[string]*link // by request: where its last command came from
+	servers map[string]bool  // that a link leads to, or is being opened to
+	opened  uint32           // links opened by this process
+	retired []key            // acknowledged and not yet tidied up
+}
+
+// New returns an agent with the given settings. Nothing is opened before Run.
+func New(cfg Config, deps Deps) (*Agent, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("agent settings: %w", err)
+	}
+	if deps.TLS == nil {
+		return nil, errors.New("agent: no TLS configuration")
+	}
+	if deps.Log == nil {
+		deps.Log = slog.New(slog.DiscardHandler)
+	}
+	if deps.Metrics == nil {
+		deps.Metrics = noMetrics{}
+	}
+	if deps.Point == nil {
+		deps.Point = func(Point) {}
+	}
+	cfg.Servers = slices.Clone(cfg.Servers)
+	if cfg.Shuffle {
+		rand.Shuffle(len(cfg.Servers), func(i, j int) {
+			cfg.Servers[i], cfg.Servers[j] = cfg.Servers[j], cfg.Servers[i]
+		})
+	}
+	return &Agent{
+		cfg: cfg, deps: deps, log: deps.Log, metrics: deps.Metrics,
+		ready:   make(chan struct{}),
+		runs:    map[key]*run{},
+		links:   map[*link]struct{}{},
+		routes:  map[string]*link{},
+		servers: map[string]bool{},
+		house:   make(chan struct{}, 1),
+	}, nil
+}
+
+// Ready is closed when the attempts of earlier processes have been looked after and
+// the first controller has welcomed the agent.
+func (a *Agent) Ready() <-chan struct{} { return a.ready }
+
+// Run works until ctx ends, and returns when everything that it started has ended,
+// except the attempts: those go on, and the next Run finds them. It may be called
+// once. An error means that the agent cannot go on: its directory is in use or
+// damaged, or its journal cannot be written.
+func (a *Agent) Run(ctx context.Context) error {
+	unlock, err := a.open()
+	if err != nil {
+		return fmt.Errorf("agent: %w", err)
+	}
+	defer unlock()
+
+	outer := ctx
+	ctx, a.fail = context.WithCancelCause(ctx)
+	a.ctx = ctx
+	defer a.fail(nil)
+
+	// The journal ends last, because what ends before may still write to it.
+	var last sync.WaitGroup
+	defer last.Wait()
+	stopped := make(chan struct{})
+	defer close(stopped)
+	journal, stopJournal := context.WithCancel(context.WithoutCancel(ctx))
+	last.Go(func() { <-stopped; stopJournal() })
+	last.Go(func() {
+		if err := a.journal.run(journal); err != nil {
+			a.fail(err)
+		}
+	})
+
+	var wg sync.WaitGroup
+	wg.Go(func() { a.reaper.run(ctx) })
+	if err := a.recover(ctx); err != nil {
+		a.fail(err)
+	}
+	wg.Go(func() { a.keepHouse(ctx) })
+	for range min(2, len(a.cfg.Servers)) {
+		wg.Go(func() { a.keepLink(ctx) })
+	}
+	<-ctx.Done()
+	wg.Wait()
+	a.runners.Wait()
+	if cause := context.Cause(ctx); outer.Err() == nil && cause != nil {
+		return fmt.Errorf("agent: %w", cause)
+	}
+	return nil
+}
+
+// open takes possession of the data directory and reads it.
+func (a *Agent) open() (unlock func(), err error) {
+	attempts := filepath.Join(a.cfg.DataDir, dirAttempts)
+	if err := durable.MkdirAll(attempts, 0o700); err != nil {
+		return nil, err
+	}
+	lock, err := os.OpenFile(filepath.Join(a.cfg.DataDir, fileLock), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			lock.Close()
+		}
+	}()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, fmt.Errorf("%s is in use by another agent: %w", a.cfg.DataDir, err)
+	}
+	if a.boot, err = bootID(); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(a.cfg.DataDir, fileJournal)
+	if err := refuseOrphans(path, attempts); err != nil {
+		return nil, err
+	}
+	if a.journal, a.ledger, err = openJournal(path, a.cfg.JournalSize, a.metrics, a.deps.Point); err != nil {
+		return nil, err
+	}
+	if a.launcher, err = newLauncher(a.cfg.DataDir); err != nil {
+		a.journal.file.Close()
+		return nil, err
+	}
+	a.reaper = newReaper()
+	a.outputs = newOutputs(attempts, a.cfg, a.log)
+	a.slots = make(chan struct{}, a.cfg.MaxAttempts)
+	return func() { lock.Close() }, nil
+}
+
+const (
+	dirAttempts = "attempts"
+	fileLock    = "lock"
+	fileJournal = "journal"
+)
+
+// refuseOrphans refuses a directory that has attempts and no journal: they may still
+// run, and an agent that knows nothing of them could start them again.
+func refuseOrphans(journal, attempts string) error {
+	if _, err := os.Lstat(journal); err == nil {
+		return nil
+	}
+	entries, err := os.ReadDir(attempts)
+	if err != nil {
+		return err
+	}
+	if len(entries) > 0 {
+		return fmt.Errorf("%s is missing but %s is not empty: restore the journal, or make sure that nothing runs any more and remove both", journal, attempts)
+	}
+	return nil
+}
+
+func (a *Agent) dir(k key) attemptDir {
+	return attemptDir(filepath.Join(a.cfg.DataDir, dirAttempts, k.dir()))
+}
+
+// commit applies records and appends them to the journal, and returns the number of
+// the last. The caller holds a.mu.
+func (a *Agent) commit(records ...record) uint64 {
+	for i := range records {
+		if records[i].Time == 0 {
+			records[i].Time = time.Now().UnixNano()
+		}
+		if err := a.ledger.apply(records[i]); err != nil {
+			// A record of our own that we would not read again.
+			a.fail(fmt.Errorf("apply record: %w", err))
+		}
+	}
+	seq := a.journal.append(records...)
+	for i, rec := range records {
+		if r := a.ledger.requests[rec.Request]; r != nil && rec.Kind.durable() {
+			r.seq = seq - uint64(len(records)-1-i)
+		}
+	}
+	return seq
+}
+
+// notify sees to it that the state of an attempt is reported: where the last command
+// for its request came from, or everywhere. The caller holds a.mu.
+func (a *Agent) notify(k key) {
+	if l := a.routes[k.request]; l != nil {
+		l.report(k)
+		return
+	}
+	for l := range a.links {
+		l.report(k)
+	}
+}
+
+// reportOf returns what is to be reported of an attempt now, and what must be on disk
+// before. nil: nothing any more.
+func (a *Agent) reportOf(k key) (*wire.AgentMessage, uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at := a.ledger.attempt(k)
+	if at == nil {
+		return nil, 0
+	}
+	at.sentAt = time.Now()
+	r := a.ledger.requests[k.request]
+	return &wire.AgentMessage{Body: &wire.AgentMessage_Report{Report: &wire.Report{
+		Request: k.request,
+		Fence:   r.Fence.wire(),
+		Attempt: at.describe(k),
+		// The journal is filled in once r.seq is on disk.
+	}}}, r.seq
+}
+
+func (a *Agent) journalState() *wire.Journal {
+	return &wire.Journal{Id: a.journal.id, Counter: a.journal.counter()}
+}
+
+// keepHouse repeats reports, forgets what may be forgotten, and keeps the journal
+// small.
+func (a *Agent) keepHouse(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	n := 0
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.house:
+			a.mu.Lock()
+			retired := a.retired
+			a.retired = nil
+			a.mu.Unlock()
+			now := time.Now()
+			for _, k := range retired {
+				a.outputs.keep(k, now)
+			}
+		case now := <-tick.C:
+			n++
+			a.repeat(now)
+			if n%10 == 0 {
+				a.trim(now)
+				a.outputs.expire(now)
+			}
+			a.compact()
+		}
+	}
+}
+
+// repeat marks ends that have been reported and not acknowledged for too long. They
+// go over all links, because the one that was used may lead nowhere.
+func (a *Agent) repeat(now time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.ledger.each(func(k key, at *attempt) {
+		if !at.Phase.ended() || at.Acked || at.sentAt.IsZero() {
+			return
+		}
+		if now.Sub(at.sentAt) < a.cfg.ResendAfter<<min(at.resent, 4) {
+			return
+		}
+		at.resent++
+		for l := range a.links {
+			l.report(k)
+		}
+	})
+}
+
+func (a *Agent) kickHouse() {
+	select {
+	case a.house <- struct{}{}:
+	default:
+	}
+}
+
+func (a *Agent) trim(now time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	records := a.ledger.trim(now.Add(-a.cfg.TombstoneKeep).UnixNano(), a.cfg.TombstoneMax)
+	if len(records) == 0 {
+		return
+	}
+	a.commit(records...)
+	for _, rec := range records {
+		delete(a.routes, rec.Request)
+	}
+}
+
+func (a *Agent) compact() {
+	if !a.journal.bloated() {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.journal.compact(a.ledger)
+}

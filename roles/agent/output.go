@@ -1,0 +1,155 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"uac/roles/wire"
+)
+
+const (
+	// maxReads bounds the reads of output that one link has at a time.
+	maxReads = 16
+	// chunkSize is how much output goes into one message.
+	chunkSize = 64 << 10
+	// followAgain is the time between two looks at output that is followed.
+	followAgain = 100 * time.Millisecond
+)
+
+// readOutput starts to send output of an attempt. A chunk is read only when the one
+// before has been taken, so that slow readers cost no memory.
+func (a *Agent) readOutput(ctx context.Context, l *link, q *wire.ReadOutput) {
+	ctx, cancel := context.WithCancel(ctx)
+	l.mu.Lock()
+	refuse := ""
+	switch {
+	case l.reads[q.GetId()] != nil:
+		refuse = "a read with this id is under way"
+	case len(l.reads) >= maxReads:
+		refuse = "too many reads are under way"
+	default:
+		l.reads[q.GetId()] = cancel
+	}
+	l.mu.Unlock()
+	if refuse != "" {
+		cancel()
+		l.answer(func() (*wire.AgentMessage, uint64) {
+			return chunk(&wire.OutputChunk{Id: q.GetId(), Offset: q.GetOffset(), Eof: true, Error: refuse}), 0
+		})
+		return
+	}
+	l.readN.Go(func() {
+		defer cancel()
+		defer l.cancelRead(q.GetId())
+		end := a.copyOutput(ctx, q, func(c *wire.OutputChunk) bool {
+			select {
+			case l.chunks <- chunk(c):
+				return true
+			case <-ctx.Done():
+				return false
+			}
+		})
+		if end == nil {
+			return
+		}
+		select {
+		case l.chunks <- chunk(end):
+		case <-ctx.Done():
+		}
+	})
+}
+
+func chunk(c *wire.OutputChunk) *wire.AgentMessage {
+	return &wire.AgentMessage{Body: &wire.AgentMessage_Output{Output: c}}
+}
+
+func (l *link) cancelRead(id uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if cancel := l.reads[id]; cancel != nil {
+		cancel()
+		delete(l.reads, id)
+	}
+}
+
+// copyOutput sends what is asked for and returns the last chunk, nil if ctx ended.
+func (a *Agent) copyOutput(ctx context.Context, q *wire.ReadOutput, send func(*wire.OutputChunk) bool) *wire.OutputChunk {
+	k := key{q.GetRequest(), q.GetStep(), q.GetAttempt()}
+	offset := q.GetOffset()
+	last := func(problem string) *wire.OutputChunk {
+		return &wire.OutputChunk{Id: q.GetId(), Offset: offset, Eof: true, Error: problem}
+	}
+	if offset < 0 || q.GetLimit() < 0 {
+		return last("offset and limit must not be negative")
+	}
+	if p := k.problem(); p != "" {
+		return last(p)
+	}
+	var file *os.File
+	defer func() {
+		if file != nil {
+			file.Close()
+		}
+	}()
+	left := q.GetLimit()
+	for {
+		// Before reading: what is written after the end is no part of the output.
+		over, known := a.isOver(k)
+		if file == nil {
+			f, err := os.Open(a.dir(k).file(fileOutput))
+			switch {
+			case err == nil:
+				file = f
+			case !errors.Is(err, fs.ErrNotExist):
+				return last(err.Error())
+			case !known:
+				return last("this agent has no output of this attempt, or not any more")
+			}
+		}
+		for file != nil {
+			size := int64(chunkSize)
+			if q.GetLimit() > 0 {
+				size = min(size, left)
+			}
+			buf := make([]byte, size)
+			n, err := file.ReadAt(buf, offset)
+			if n > 0 {
+				if !send(&wire.OutputChunk{Id: q.GetId(), Offset: offset, Data: buf[:n]}) {
+					return nil
+				}
+				offset += int64(n)
+				left -= int64(n)
+			}
+			if q.GetLimit() > 0 && left == 0 {
+				return last("")
+			}
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				return last(err.Error())
+			}
+		}
+		if over || !q.GetFollow() {
+			return last("")
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(followAgain):
+		}
+	}
+}
+
+// isOver reports whether an attempt will produce no more output, and whether the
+// agent still knows of it.
+func (a *Agent) isOver(k key) (over, known bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at := a.ledger.attempt(k)
+	return at == nil || at.Phase.ended(), at != nil
+}

@@ -1,0 +1,113 @@
+package agent
+
+import (
+	"cmp"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+)
+
+// outputs keeps the directories of attempts that are over for as long as the settings
+// say, for the sake of their output.
+type outputs struct {
+	root string
+	cfg  Config
+	log  *slog.Logger
+
+	mu   sync.Mutex
+	kept []keptOutput // oldest first
+	size int64
+}
+
+type keptOutput struct {
+	name  string
+	since time.Time
+	size  int64
+}
+
+func newOutputs(root string, cfg Config, log *slog.Logger) *outputs {
+	return &outputs{root: root, cfg: cfg, log: log}
+}
+
+// load takes over what earlier processes have kept. Directories that still matter are
+// left alone; of the others those whose command never ran are removed.
+func (o *outputs) load(matter map[string]bool) error {
+	entries, err := os.ReadDir(o.root)
+	if err != nil {
+		return err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, e := range entries {
+		d := attemptDir(filepath.Join(o.root, e.Name()))
+		info, err := os.Stat(d.file(fileStarted))
+		switch {
+		case matter[e.Name()]:
+		case err != nil:
+			o.remove(e.Name())
+		default:
+			o.add(keptOutput{name: e.Name(), since: info.ModTime(), size: outputSize(d)})
+		}
+	}
+	slices.SortFunc(o.kept, func(a, b keptOutput) int {
+		return cmp.Or(a.since.Compare(b.since), cmp.Compare(a.name, b.name))
+	})
+	return nil
+}
+
+func outputSize(d attemptDir) int64 {
+	info, err := os.Stat(d.file(fileOutput))
+	if err != nil {
+		return 0
+	}
+	return info.Size()
+}
+
+// keep says that an attempt is acknowledged. Its working directory goes at once.
+func (o *outputs) keep(k key, now time.Time) {
+	d := attemptDir(filepath.Join(o.root, k.dir()))
+	if !d.started() {
+		o.remove(k.dir())
+		return
+	}
+	if err := os.RemoveAll(d.file(dirWork)); err != nil {
+		o.log.Warn("cannot remove a working directory", "err", err)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.add(keptOutput{name: k.dir(), since: now, size: outputSize(d)})
+	o.evict(now)
+}
+
+func (o *outputs) expire(now time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.evict(now)
+}
+
+func (o *outputs) add(k keptOutput) {
+	o.kept = append(o.kept, k)
+	o.size += k.size
+}
+
+func (o *outputs) evict(now time.Time) {
+	n := 0
+	for _, k := range o.kept {
+		if len(o.kept)-n <= o.cfg.OutputMaxAttempts && o.size <= o.cfg.OutputMaxBytes && now.Sub(k.since) <= o.cfg.OutputKeep {
+			break
+		}
+		o.remove(k.name)
+		o.size -= k.size
+		n++
+	}
+	o.kept = slices.Delete(o.kept, 0, n)
+}
+
+func (o *outputs) remove(name string) {
+	if err := os.RemoveAll(filepath.Join(o.root, name)); err != nil {
+		o.log.Warn("cannot remove the directory of an attempt", "err", err)
+	}
+}

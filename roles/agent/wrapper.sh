@@ -1,0 +1,32 @@
+#!/bin/sh
+# Runs one attempt of a step and writes down how it ended.
+#
+#   sh wrapper.sh ATTEMPT-DIRECTORY COMMAND [ARGUMENT...]
+#
+# It is started in a session of its own, with its input from /dev/null, its output
+# to the file "output", and the write end of the pipe "alive" as descriptor 9. The
+# command inherits all of that. As long as anybody holds the pipe, the attempt is
+# alive. No variable is set before the command has ended: it might be one that the
+# command inherits.
+
+# Files are made once: a second wrapper in the same directory runs nothing.
+set -C
+
+# Outlive the signals that are meant for the command. A handler, unlike an ignored
+# signal, is not inherited; it runs after the command has ended.
+trap : HUP INT QUIT TERM USR1 USR2 PIPE ALRM
+
+run() {
+	shift
+	"$@"
+}
+
+# From here on the command counts as having run.
+printf '%d\n' "$$" >"$1/started" || exit 125
+run "$@"
+code=$?
+
+# The last word proves that the line is whole.
+printf 'exit %d end\n' "$code" >"$1/exit"
+# A child of the command may go on holding the pipe: say that there is news.
+printf . >&9
