@@ -198,7 +198,7 @@ func runPKIIssue(a *app, opts pkiIssueOptions) error {
 		Dir          string     `json:"dir"`
 		Certificates []pki.Info `json:"certificates"`
 	}{opts.name, role, authority.Cluster(), opts.to, ownCertificates(infos)}
-	return printObject(a, result, func(w io.Writer, p paint) error {
+	return printObject(a, result, func(w io.Writer, _ paint) error {
 		if _, err := fmt.Fprintf(w, "issued %s %s of cluster %s in %s\n", role, result.Name, result.Cluster, result.Dir); err != nil {
 			return err
 		}

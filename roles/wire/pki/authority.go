@@ -274,6 +274,8 @@ func (a *Authority) leaf(ca CA, id Identity, hosts []string, pub crypto.PublicKe
 			return nil, err
 		}
 		t.DNSNames, t.IPAddresses = names, addrs
+	default:
+		return nil, fmt.Errorf("the %s CA issues no certificates for nodes", ca)
 	}
 	cert, err := sign(t, issuer.cert, pub, issuer.key)
 	if err != nil {

@@ -40,8 +40,9 @@ func leafName(ca CA) string {
 		return "member"
 	case Nodes:
 		return "node"
+	default:
+		return string(ca)
 	}
-	return string(ca)
 }
 
 func leafCertFile(dir string, ca CA) string { return filepath.Join(dir, leafName(ca)+".crt") }

@@ -183,7 +183,7 @@ func (s *Store) server(ca CA, roles ...Role) (*tls.Config, error) {
 	}
 	c.ClientAuth = tls.RequireAndVerifyClientCert
 	c.ClientCAs = t.pool
-	c.VerifyConnection = s.verifyRole(roles)
+	c.VerifyConnection = verifyRole(roles)
 	return c, nil
 }
 
@@ -199,19 +199,17 @@ func (s *Store) client(ca CA, host string, roles ...Role) (*tls.Config, error) {
 	}
 	c.RootCAs = t.pool
 	c.ServerName = host
-	c.VerifyConnection = s.verifyRole(roles)
+	c.VerifyConnection = verifyRole(roles)
 	return c, nil
 }
 
-// verifyRole checks the identity of a peer whose certificate has been verified.
-func (s *Store) verifyRole(roles []Role) func(tls.ConnectionState) error {
+// verifyRole checks the identity of a peer whose certificate has been verified. That
+// it is of this cluster is certain then: the constraints of the CA name the cluster.
+func verifyRole(roles []Role) func(tls.ConnectionState) error {
 	return func(cs tls.ConnectionState) error {
 		id, err := PeerIdentity(cs)
 		if err != nil {
 			return err
-		}
-		if id.Cluster != s.id.Cluster {
-			return fmt.Errorf("%s is of another cluster than %s", id, s.id.Cluster)
 		}
 		if !slices.Contains(roles, id.Role) {
 			return fmt.Errorf("%s has a role that is not accepted here, want one of %v", id, roles)
