@@ -1,0 +1,217 @@
+package coord
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+)
+
+// dial keeps a connection to the peer until ctx ends. How a connection ends and
+// what the next dial finds is evidence, so it dials again at once.
+func (m *mesh) dial(ctx context.Context, p *peer) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var wait time.Duration
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.redial:
+			wait = 0
+		case <-timer.C:
+		}
+		began := time.Now()
+		linked, err := m.connect(ctx, p)
+		if ctx.Err() != nil {
+			return
+		}
+		switch {
+		case linked && time.Since(began) >= m.cfg.Silence:
+			wait = 0
+		case linked || passing(err):
+			wait = min(max(2*wait, firstRedial), m.cfg.Silence/pulsesPerSilence)
+		default:
+			wait = refusalPause
+		}
+		timer.Reset(wait)
+	}
+}
+
+// connect dials the peer once and serves the connection until it ends. linked
+// tells that there was one.
+func (m *mesh) connect(ctx context.Context, p *peer) (linked bool, err error) {
+	patience := max(m.cfg.Silence/2, handshakeFloor)
+	dialCtx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	began := time.Now()
+	conn, err := m.cfg.Dial(dialCtx, p.name)
+	if err != nil {
+		m.dialFailed(p, began, err)
+		return false, err
+	}
+	defer closeNow(conn)
+	defer closeOnEnd(ctx, conn)()
+	in, h, err := m.introduce(conn, p.name, patience)
+	if err != nil {
+		m.dialFailed(p, began, err)
+		return false, err
+	}
+	l := newLink(conn, in, h.Run, m.cfg.Silence)
+	m.linkUp(p, l, true, h)
+	return true, m.serve(p, l, m.fromAcceptor)
+}
+
+// serve moves messages until the link ends.
+func (m *mesh) serve(p *peer, l *link, handle func(*peer, *link, *message) error) error {
+	giveUpAfter(l.conn, max(2*m.cfg.Silence, lostFloor))
+	var wg sync.WaitGroup
+	wg.Go(l.write)
+	err := l.read(func(msg *message) error { return handle(p, l, msg) })
+	m.linkDown(p, l)
+	wg.Wait()
+	return err
+}
+
+func (m *mesh) dialFailed(p *peer, began time.Time, err error) {
+	now := m.lock()
+	defer m.unlock()
+	if trouble := err.Error(); p.trouble != trouble {
+		p.trouble = trouble
+		m.log.Debug("peer not reached", "peer", p.name, "error", err)
+	}
+	if refused(err) {
+		p.seen.dialRefused(began)
+	}
+	m.review(now, p)
+}
+
+var errHello = errors.New("hello refused")
+
+// introduce says hello on a connection that this member dialed.
+func (m *mesh) introduce(conn net.Conn, peer string, patience time.Duration) (*frameReader, *helloMsg, error) {
+	if err := m.isPeer(conn, peer); err != nil {
+		return nil, nil, err
+	}
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		return nil, nil, err
+	}
+	if err := writeHello(conn, m.greeting("")); err != nil {
+		return nil, nil, err
+	}
+	in, h, err := readHello(conn)
+	if err != nil {
+		return nil, nil, err
+	}
+	if wrong := m.judge(peer, h); h.Refused != "" || wrong != "" {
+		return nil, nil, fmt.Errorf("%w: by %s: %q, by us: %q", errHello, peer, h.Refused, wrong)
+	}
+	return in, h, conn.SetDeadline(time.Time{})
+}
+
+// accept serves the connections that other members open, until the listener is
+// closed or fails.
+func (m *mesh) accept(ctx context.Context, wg *sync.WaitGroup) error {
+	for {
+		conn, err := m.cfg.Listener.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("accept pulses: %w", err)
+		}
+		wg.Go(func() {
+			defer closeNow(conn)
+			defer closeOnEnd(ctx, conn)()
+			if err := m.welcome(conn); err != nil {
+				m.log.Debug("connection refused", "from", conn.RemoteAddr(), "error", err)
+			}
+		})
+	}
+}
+
+// welcome answers the hello on an accepted connection and serves it.
+func (m *mesh) welcome(conn net.Conn) error {
+	name, err := m.cfg.Identify(conn)
+	if err != nil {
+		return fmt.Errorf("identify: %w", err)
+	}
+	p := m.peers[name]
+	if p == nil {
+		return fmt.Errorf("%w: %s is no member", errHello, name)
+	}
+	if err := conn.SetDeadline(time.Now().Add(max(m.cfg.Silence, handshakeFloor))); err != nil {
+		return err
+	}
+	in, h, err := readHello(conn)
+	if err != nil {
+		return err
+	}
+	wrong := m.judge(name, h)
+	if err := writeHello(conn, m.greeting(wrong)); err != nil {
+		return err
+	}
+	if wrong != "" {
+		return fmt.Errorf("%w: %s: %s", errHello, name, wrong)
+	}
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		return err
+	}
+	l := newLink(conn, in, h.Run, m.cfg.Silence)
+	m.linkUp(p, l, false, h)
+	return m.serve(p, l, m.fromDialer)
+}
+
+// isPeer checks the certificate of a connection that this member dialed.
+func (m *mesh) isPeer(conn net.Conn, peer string) error {
+	name, err := m.cfg.Identify(conn)
+	if err == nil && name != peer {
+		err = fmt.Errorf("%w: %s answers in the place of %s", errHello, name, peer)
+	}
+	return err
+}
+
+// greeting is this member's hello.
+func (m *mesh) greeting(refused string) *helloMsg {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return &helloMsg{
+		Node: m.cfg.Node, Run: m.facts.Run(), Epoch: m.facts.SessionEpoch(), Version: m.cfg.Version,
+		Generation: m.facts.Generation(), origin: m.facts.Origin(), Refused: refused,
+	}
+}
+
+// judge returns what is wrong with a hello of the peer, if anything.
+func (m *mesh) judge(peer string, h *helloMsg) string {
+	m.lock()
+	defer m.unlock()
+	if h.Node != peer {
+		return fmt.Sprintf("%s calls itself %s", peer, h.Node)
+	}
+	return m.generation(peer, h.Generation)
+}
+
+func writeHello(conn net.Conn, h *helloMsg) error {
+	frame, err := appendFrame(nil, &message{Hello: h})
+	if err != nil {
+		return err
+	}
+	if _, err := conn.Write(frame); err != nil {
+		return fmt.Errorf("write hello: %w", err)
+	}
+	return nil
+}
+
+func readHello(conn net.Conn) (*frameReader, *helloMsg, error) {
+	in := newFrameReader(conn)
+	msg, err := in.next()
+	if err != nil {
+		return nil, nil, fmt.Errorf("read hello: %w", err)
+	}
+	if msg.Hello == nil {
+		return nil, nil, fmt.Errorf("%w: no hello", errOutOfTurn)
+	}
+	return in, msg.Hello, nil
+}

@@ -1,0 +1,271 @@
+package coord
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	"go.etcd.io/etcd/client/pkg/v3/types"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+)
+
+// Raft's own timing. It is not what failover waits for (that is the forced
+// election in kick.go), so it can be slow enough never to elect by accident on
+// a loaded machine. etcd wants the election at least five heartbeats long; 500
+// ms also is the longest that still grants leases of one second.
+const (
+	raftTick     = 50 * time.Millisecond
+	raftElection = 500 * time.Millisecond
+	// maxTxnOps is what etcd accepts in one transaction, nested ones included.
+	maxTxnOps       = 8192
+	maxRequestBytes = 8 << 20
+)
+
+// etcd is one running embedded server with its in-process client.
+type etcd struct {
+	log    *slog.Logger
+	server *embed.Etcd
+	client *clientv3.Client
+	// quiet silences etcd's log: what it says while it is being stopped
+	// frightens and means nothing.
+	quiet *atomic.Bool
+
+	stopOnce sync.Once
+}
+
+// etcdDir is where the server keeps its data below the member's directory.
+func etcdDir(dataDir string) string { return filepath.Join(dataDir, "etcd") }
+
+// hasEtcdData reports whether the member took part in a cluster before.
+func hasEtcdData(dataDir string) (bool, error) {
+	_, err := os.Stat(filepath.Join(etcdDir(dataDir), "member", "wal"))
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, os.ErrNotExist):
+		return false, nil
+	default:
+		return false, fmt.Errorf("look for etcd data: %w", err)
+	}
+}
+
+// startEtcd starts the embedded server and returns without waiting for a
+// leader. On a first bootstrap etcd itself may block up to two seconds while
+// it asks peers that have bound their port but do not serve yet. alone makes
+// the member continue as a cluster of one with the data it has.
+func startEtcd(cfg Config, tls *TLSFiles, alone bool, log *slog.Logger) (*etcd, error) {
+	ec := embed.NewConfig()
+	ec.Name = cfg.Name
+	ec.Dir = etcdDir(cfg.DataDir)
+	ec.TickMs = uint(raftTick / time.Millisecond)
+	ec.ElectionMs = uint(raftElection / time.Millisecond)
+	ec.PreVote = true
+	ec.StrictReconfigCheck = true
+	ec.EnableGRPCGateway = false
+	ec.MaxTxnOps = maxTxnOps
+	ec.MaxRequestBytes = maxRequestBytes
+	ec.QuotaBackendBytes = cfg.QuotaBytes
+	ec.BackendFreelistType = "map"
+	// Compaction is driven by the Active (room.go), not by each server's clock.
+	ec.AutoCompactionMode = embed.CompactorModePeriodic
+	ec.AutoCompactionRetention = "0"
+	ec.ForceNewCluster = alone
+	ec.InitialClusterToken = cfg.Cluster
+	ec.ClusterState = embed.ClusterStateFlagNew
+	quiet := new(atomic.Bool)
+	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapToSlog(log, quiet))
+
+	scheme := "http"
+	if tls != nil {
+		scheme = "https"
+		ec.PeerTLSInfo = transport.TLSInfo{
+			CertFile: tls.Cert, KeyFile: tls.Key, TrustedCAFile: tls.CA,
+			ClientCertAuth: true,
+			ServerName:     tls.ServerName,
+			// The members' CA signs members only and their certificates carry no
+			// addresses, so a member may move to another address.
+			SkipClientSANVerify: true,
+		}
+		ec.TlsMinVersion = "TLS1.3"
+	}
+	peer := func(addr string) url.URL { return url.URL{Scheme: scheme, Host: addr} }
+	self := cfg.self()
+	listen := cfg.RaftListen
+	if listen == "" {
+		listen = self.Raft
+	}
+	ec.ListenPeerUrls = []url.URL{peer(listen)}
+	ec.AdvertisePeerUrls = []url.URL{peer(self.Raft)}
+	// Nobody talks to this etcd but this process. The advertised client
+	// address is a placeholder: etcd's bootstrap wants one, nothing listens.
+	ec.ListenClientUrls = nil
+	ec.ListenClientHttpUrls = nil
+	ec.AdvertiseClientUrls = []url.URL{{Scheme: "http", Host: "localhost:0"}}
+	var initial []string
+	for _, p := range cfg.Peers {
+		u := peer(p.Raft)
+		initial = append(initial, p.Name+"="+u.String())
+	}
+	ec.InitialCluster = strings.Join(initial, ",")
+
+	server, err := embed.StartEtcd(ec)
+	if err != nil {
+		return nil, fmt.Errorf("start etcd on %s: %w", listen, err)
+	}
+	return &etcd{log: log, server: server, client: v3client.New(server.Server), quiet: quiet}, nil
+}
+
+// stop ends the server within milliseconds. embed.Etcd.Close alone takes a
+// second, because it lets idle peer connections drain first, and seconds more
+// when it leads raft and nobody is left to hand over to.
+func (e *etcd) stop() {
+	e.stopOnce.Do(func() {
+		e.quiet.Store(true)
+		_ = e.client.Close()
+		for _, p := range e.server.Peers {
+			_ = p.Close()
+		}
+		e.server.Server.HardStop()
+		go e.server.Close() // drains idle peer connections: nothing is left to lose
+	})
+}
+
+// handOver moves raft leadership from this member to another one, so that the
+// others need no election when it stops. It is a courtesy: it may fail.
+func (e *etcd) handOver(ctx context.Context, to string) {
+	s := e.server.Server
+	id, ok := e.members()[to]
+	if s.Leader() != s.MemberID() || !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 4*raftTick)
+	defer cancel()
+	if err := s.MoveLeader(ctx, uint64(s.MemberID()), uint64(id)); err != nil {
+		e.log.Debug("raft leadership not handed over", "to", to, "error", err)
+	}
+}
+
+func (e *etcd) ready() <-chan struct{} { return e.server.Server.ReadyNotify() }
+
+// failed closes when the server stopped by itself, for instance because the
+// member was removed from the cluster or its disk failed.
+func (e *etcd) failed() <-chan struct{} { return e.server.Server.StopNotify() }
+
+func (e *etcd) members() map[string]types.ID {
+	m := map[string]types.ID{}
+	for _, mb := range e.server.Server.Cluster().Members() {
+		if mb.Name != "" && !mb.IsLearner {
+			m[mb.Name] = mb.ID
+		}
+	}
+	return m
+}
+
+// leader names the raft leader as this member sees it, "" if there is none.
+func (e *etcd) leader() string {
+	lead := e.server.Server.Leader()
+	if lead == 0 {
+		return ""
+	}
+	if mb := e.server.Server.Cluster().Member(lead); mb != nil {
+		return mb.Name
+	}
+	return ""
+}
+
+// errUnknown marks an outcome that may or may not have happened.
+var errUnknown = errors.New("outcome unknown")
+
+// attempt runs one transaction once, for at most d. It gives up early when
+// raft has a new leader: a proposal that was on its way to the old one may be
+// lost without a word. An error that wraps errUnknown may have been applied,
+// now or later; any other was not and never will be.
+func (e *etcd) attempt(ctx context.Context, d time.Duration, cmps []clientv3.Cmp, then, els []clientv3.Op) (*clientv3.TxnResponse, error) {
+	newLeader := e.server.Server.LeaderChangedNotify()
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		select {
+		case <-newLeader:
+			cancel()
+		case <-done:
+		}
+	}()
+	resp, err := e.client.Txn(ctx).If(cmps...).Then(then...).Else(els...).Commit()
+	if err == nil {
+		return resp, nil
+	}
+	if definite(err) {
+		return nil, fmt.Errorf("etcd transaction: %w", err)
+	}
+	return nil, fmt.Errorf("etcd transaction: %w (%w)", errUnknown, err)
+}
+
+// definite reports whether etcd refused a request before proposing it.
+// ErrNoSpace is not among them: etcd may apply a write and complain then.
+func definite(err error) bool {
+	for _, e := range []error{
+		rpctypes.ErrGRPCTooManyOps, rpctypes.ErrTooManyOps,
+		rpctypes.ErrGRPCRequestTooLarge, rpctypes.ErrRequestTooLarge,
+		rpctypes.ErrGRPCDuplicateKey, rpctypes.ErrDuplicateKey,
+		rpctypes.ErrGRPCEmptyKey, rpctypes.ErrEmptyKey,
+	} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return overloaded(err)
+}
+
+// overloaded reports that etcd refused a request because too many wait.
+func overloaded(err error) bool {
+	return errors.Is(err, rpctypes.ErrTooManyRequests) || errors.Is(err, rpctypes.ErrGRPCRequestTooManyRequests)
+}
+
+// get reads keys linearizably, for at most d.
+func (e *etcd) get(ctx context.Context, d time.Duration, keys ...string) (map[string]KV, int64, error) {
+	ops := make([]clientv3.Op, len(keys))
+	for i, k := range keys {
+		ops[i] = clientv3.OpGet(k)
+	}
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	resp, err := e.client.Txn(ctx).Then(ops...).Commit()
+	if err != nil {
+		return nil, 0, fmt.Errorf("read %s: %w", strings.Join(keys, ", "), err)
+	}
+	out := make(map[string]KV, len(keys))
+	for i, r := range resp.Responses {
+		for _, kv := range r.GetResponseRange().Kvs {
+			out[keys[i]] = kvOf(kv)
+		}
+	}
+	return out, resp.Header.Revision, nil
+}
+
+// pause waits for about d, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d/2 + rand.N(d))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,66 @@
+package coord
+
+import "strings"
+
+// The key layout. Keys have no common prefix: the embedded etcd holds nothing
+// but uac. Values are JSON. "Epoch" is always the ModRevision of the key that
+// is named, so it grows for ever and never needs a counter.
+//
+//	generation                     raised when history may have been cut: confirm-lost without quorum, restore
+//	nodes/<node>                   the node's record, paused, preferred; kept for ever
+//	sessions/<node>                a member's session; its ModRevision is the session's epoch
+//	active                         who is Active: node and session epoch; its ModRevision is the term's epoch
+//	commit/<node>                  the chain key: every group commit compares it and puts it again
+//	hold/<node>                    a goodbye without fail-over: the node's work waits for it
+//	confirms/<node>                an operator's word that this session is lost (failover: confirm)
+//	alive/<node>                   under the node's lease: the backstop
+//	losses/<node>                  the last loss decision about the node: who agreed, why
+//	terms                          the last term's first write
+//	locks/<name>/<lease>           mutexes
+//	orders/<node>/<id>             an operator's order to one node
+//	claims/<request>               owner of a request: node and session epoch; its ModRevision is the fence
+//	requests/<request>/spec        frozen definition and parameters, never changed
+//	requests/<request>/status      status of the whole request
+//	requests/<request>/steps/<s>   status of one step
+//	inbox/<request>/<id>           commands to the owner
+//	idem/<key>                     idempotency keys of accepted requests
+//	processes/<name>               process definitions
+//	agents/<agent>                 enrolled agents
+//	links/<agent>/<controller>     which controllers hold a link to the agent
+//	tokens/<id>                    API and join tokens, hashed
+//	events/<id>                    what happened and who did it
+//
+// This package owns the keys down to locks/; the others belong to the roles
+// above it, which write them through [Session.Commit].
+const (
+	keyGeneration = "generation"
+	keyActive     = "active"
+	keyTerms      = "terms"
+
+	prefixNodes    = "nodes/"
+	prefixSessions = "sessions/"
+	prefixCommit   = "commit/"
+	prefixHold     = "hold/"
+	prefixConfirms = "confirms/"
+	prefixAlive    = "alive/"
+	prefixLosses   = "losses/"
+	prefixLocks    = "locks/"
+)
+
+func nodeKey(node string) string    { return prefixNodes + node }
+func sessionKey(node string) string { return prefixSessions + node }
+func commitKey(node string) string  { return prefixCommit + node }
+func holdKey(node string) string    { return prefixHold + node }
+func confirmKey(node string) string { return prefixConfirms + node }
+func aliveKey(node string) string   { return prefixAlive + node }
+func lossKey(node string) string    { return prefixLosses + node }
+
+// leaf returns what follows prefix in key, or "" if key does not start with
+// prefix or has more levels below it.
+func leaf(key, prefix string) string {
+	rest, ok := strings.CutPrefix(key, prefix)
+	if !ok || strings.Contains(rest, "/") {
+		return ""
+	}
+	return rest
+}

@@ -1,0 +1,355 @@
+package coord
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
+)
+
+// Session is a member's time in the cluster, from joining to loss or goodbye.
+// Everything the member owns hangs on the session's epoch: once the cluster has
+// decided that the session is lost, no write of it is applied any more. Safe
+// for concurrent use.
+type Session struct {
+	m     *Member
+	log   *slog.Logger
+	epoch int64
+	nonce string
+	ctx   context.Context
+	chain *chain
+
+	lease atomic.Int64 // present lease of alive/<me>
+
+	mu      sync.Mutex // guards the fields below
+	term    *Term
+	terms   chan *Term // capacity 1: the latest term that Lead has not taken yet
+	leaving bool
+	// poke wakes the campaign loop, tidy the housekeeping.
+	poke, tidy chan struct{}
+}
+
+// Session opens a session for this member and runs fn with it. The context
+// that fn gets ends when the session is lost, with the reason as its cause, or
+// when ctx ends. Session returns after fn and everything it started itself
+// has returned: fn's error, or ErrFenced when the session was lost. A caller
+// that was fenced out drops what it remembers and calls Session again.
+func (m *Member) Session(ctx context.Context, rec NodeRecord, fn func(ctx context.Context, s *Session) error) error {
+	s, err := m.open(ctx)
+	if err != nil {
+		return err
+	}
+	m.adopt(s)
+	defer m.adopt(nil)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s.ctx = ctx
+	own, ownCtx := errgroup.WithContext(context.WithoutCancel(ctx))
+	ownCtx, stop := context.WithCancel(ownCtx)
+	defer stop()
+	keep := func(f func(context.Context) error) {
+		own.Go(func() error {
+			err := f(ownCtx)
+			if err != nil && ownCtx.Err() == nil {
+				cancel(err)
+			}
+			return err
+		})
+	}
+	keep(s.chain.run)
+	keep(s.watchSelf)
+	keep(s.keepLease)
+	keep(s.decideLosses)
+	keep(s.housekeeping)
+	keep(func(ctx context.Context) error { return s.register(ctx, rec) })
+	if m.cfg.Role == RoleController {
+		keep(s.campaign)
+	}
+	s.log.Info("session opened", "epoch", s.epoch, "run", m.run)
+
+	err = fn(ctx, s)
+	// The session's own goroutines outlive fn, so that fn can say goodbye.
+	stop()
+	ownErr := own.Wait()
+	s.endTerm(ErrFenced)
+	if errors.Is(ownErr, ErrFenced) || errors.Is(context.Cause(ctx), ErrFenced) {
+		s.log.Warn("session over", "epoch", s.epoch, "cause", context.Cause(ctx))
+		return ErrFenced
+	}
+	return err
+}
+
+// open writes the session's key over whatever an earlier run left, and with it
+// the first chain key. The transaction also removes a hold; an old term of
+// this node becomes vacant because its session is no longer the present one.
+func (m *Member) open(ctx context.Context) (*Session, error) {
+	e, err := m.server(ctx)
+	if err != nil {
+		return nil, err
+	}
+	rec := SessionRecord{Run: m.run, Nonce: rand.Text(), Role: m.cfg.Role, Started: time.Now().UTC()}
+	mine, commit := sessionKey(m.cfg.Name), commitKey(m.cfg.Name)
+	for d := firstAttempt; ; d = min(2*d, lastAttempt) {
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("open session: %w", context.Cause(ctx))
+		}
+		now, _, err := e.get(ctx, time.Second, mine)
+		if err != nil {
+			m.log.Debug("session not opened yet", "error", err)
+			if err := pause(ctx, 20*time.Millisecond); err != nil {
+				return nil, fmt.Errorf("open session: %w", err)
+			}
+			continue
+		}
+		if had, err := decode[SessionRecord](now[mine]); err == nil && had.Nonce == rec.Nonce {
+			// An earlier attempt of ours whose answer was lost. The chain key was
+			// put by the same transaction and only this session puts it.
+			return m.newSession(e, rec, now[mine].Mod), nil
+		}
+		resp, err := e.attempt(ctx, d,
+			[]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(mine), "=", now[mine].Mod)},
+			[]clientv3.Op{
+				clientv3.OpPut(mine, string(encode(rec))),
+				clientv3.OpPut(commit, string(encode(chainRecord{Nonce: rec.Nonce}))),
+				clientv3.OpDelete(holdKey(m.cfg.Name)),
+				clientv3.OpDelete(confirmKey(m.cfg.Name)),
+			}, nil)
+		if err == nil && resp.Succeeded {
+			return m.newSession(e, rec, resp.Header.Revision), nil
+		}
+	}
+}
+
+func (m *Member) newSession(e *etcd, rec SessionRecord, epoch int64) *Session {
+	s := &Session{
+		m: m, log: m.log, epoch: epoch, nonce: rec.Nonce,
+		terms: make(chan *Term, 1),
+		poke:  make(chan struct{}, 1),
+		tidy:  make(chan struct{}, 1),
+	}
+	s.chain = &chain{
+		etcd: e, log: m.log,
+		session: sessionKey(m.cfg.Name), epoch: epoch,
+		key: commitKey(m.cfg.Name), rev: epoch, nonce: rec.Nonce,
+		trust: s.Check, idle: idleWrite, wrote: m.wrote,
+		wake: make(chan struct{}, 1),
+	}
+	m.wrote(time.Now())
+	return s
+}
+
+// idleWrite is how long a session goes without a write before it makes an
+// empty one: often enough for "a guarded write at least every second".
+const idleWrite = 500 * time.Millisecond
+
+// Epoch of the session: the ModRevision of sessions/<node>.
+func (s *Session) Epoch() int64 { return s.epoch }
+
+// Context ends when the session is lost.
+func (s *Session) Context() context.Context { return s.ctx }
+
+// Check returns nil while the session may act: commit, dispatch, answer
+// ACTIVE. Otherwise it says why not. The answer is computed from monotonic
+// time at each call and is stale the moment it is used for anything but that.
+func (s *Session) Check() error {
+	if s.ctx != nil && s.ctx.Err() != nil {
+		return ErrFenced
+	}
+	return s.m.mesh.Check()
+}
+
+// Submit queues a transaction for the next group commit and returns at once.
+// done is called exactly once with the outcome, on the chain's goroutine: it
+// must not block. ErrFenced means that the outcome is unknown to this node and
+// that nothing of this session is applied any more; ErrRefused that etcd will
+// not take it.
+func (s *Session) Submit(tx Tx, done func(Result, error)) { s.chain.submit(tx, done) }
+
+// Commit is Submit that waits. When ctx ends first, the outcome is unknown.
+func (s *Session) Commit(ctx context.Context, tx Tx) (Result, error) {
+	type outcome struct {
+		res Result
+		err error
+	}
+	ch := make(chan outcome, 1)
+	s.Submit(tx, func(r Result, err error) { ch <- outcome{r, err} })
+	select {
+	case o := <-ch:
+		return o.res, o.err
+	case <-ctx.Done():
+		return Result{}, fmt.Errorf("commit: outcome unknown: %w", ctx.Err())
+	}
+}
+
+// watchSelf ends the session as soon as the view shows that it is over.
+func (s *Session) watchSelf(ctx context.Context) error {
+	over := make(chan struct{})
+	var once sync.Once
+	gone := func(kv KV, ok bool) bool { return !ok || kv.Mod > s.epoch }
+	mine := sessionKey(s.m.cfg.Name)
+	from, stop := s.m.view.Follow(func(b Batch) {
+		for _, c := range b.Changes {
+			if c.Key == mine && (c.Deleted && c.Prev.Mod >= s.epoch || c.Mod > s.epoch) {
+				once.Do(func() { close(over) })
+			}
+			if leaf(c.Key, prefixLosses) != "" {
+				s.tidySoon()
+			}
+			switch {
+			case c.Key == keyActive, leaf(c.Key, prefixSessions) != "", leaf(c.Key, prefixHold) != "", leaf(c.Key, prefixNodes) != "":
+				s.wake()
+			}
+		}
+	})
+	defer stop()
+	// A view behind our own epoch knows nothing of us yet.
+	if kv, ok := from.Get(mine); from.Revision() >= s.epoch && gone(kv, ok) {
+		return ErrFenced
+	}
+	select {
+	case <-over:
+		return ErrFenced
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s *Session) wake()     { signal(s.poke) }
+func (s *Session) tidySoon() { signal(s.tidy) }
+
+// signal leaves one token in a channel of capacity one.
+func signal(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// register writes the node's record, keeping what operators set.
+func (s *Session) register(ctx context.Context, rec NodeRecord) error {
+	rec.Name, rec.Role = s.m.cfg.Name, s.m.cfg.Role
+	_, err := s.UpdateNode(ctx, rec.Name, func(old NodeRecord) (NodeRecord, error) {
+		rec.Paused, rec.Preferred = old.Paused || rec.Paused, old.Preferred
+		return rec, nil
+	})
+	if err != nil {
+		return fmt.Errorf("register node: %w", err)
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// UpdateNode changes a node's record by compare-and-swap, together with extra
+// writes. change gets the present record, or an empty one. It may be called
+// more than once; an error of it ends the update and changes nothing.
+func (s *Session) UpdateNode(ctx context.Context, node string, change func(NodeRecord) (NodeRecord, error), with ...Write) (NodeRecord, error) {
+	for {
+		kv, ok := s.m.view.Get(nodeKey(node))
+		var rec NodeRecord
+		if ok {
+			var err error
+			if rec, err = decode[NodeRecord](kv); err != nil {
+				return rec, err
+			}
+		}
+		rec, err := change(rec)
+		if err != nil {
+			return rec, err
+		}
+		res, err := s.Commit(ctx, Tx{
+			If:   []Cond{ModIs(nodeKey(node), kv.Mod)},
+			Then: append([]Write{Put(nodeKey(node), encode(rec))}, with...),
+		})
+		if err != nil || res.Won {
+			return rec, err
+		}
+		if err := s.m.view.Wait(ctx, res.Revision); err != nil {
+			return rec, err
+		}
+	}
+}
+
+// keepLease holds alive/<me> under a lease: the backstop for survivors that
+// cannot reach each other, and what the session's locks hang on. The etcd
+// library would renew in its own rhythm and report a loss up to a second late,
+// so this loop renews itself and trusts only its own clock.
+func (s *Session) keepLease(ctx context.Context) error {
+	every := s.m.cfg.Lease / 5
+	for {
+		id, err := s.grant(ctx)
+		if err == nil {
+			s.lease.Store(int64(id))
+			err = s.renew(ctx, id, every)
+			s.lease.Store(0)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		s.log.Warn("lease lost, taking a new one", "error", err)
+		if err := pause(ctx, every/5); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *Session) grant(ctx context.Context) (clientv3.LeaseID, error) {
+	e, err := s.m.server(ctx)
+	if err != nil {
+		return 0, err
+	}
+	callCtx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	g, err := e.client.Grant(callCtx, int64(s.m.cfg.Lease/time.Second))
+	if err != nil {
+		return 0, fmt.Errorf("grant lease: %w", err)
+	}
+	resp, err := e.attempt(ctx, time.Second,
+		[]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(s.chain.session), "=", s.epoch)},
+		[]clientv3.Op{clientv3.OpPut(aliveKey(s.m.cfg.Name),
+			string(encode(aliveRecord{Epoch: s.epoch, Lease: int64(g.ID)})), clientv3.WithLease(g.ID))}, nil)
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("put alive key: %w", err)
+	case !resp.Succeeded:
+		return 0, ErrFenced
+	}
+	return g.ID, nil
+}
+
+// renew returns when the lease may have expired, counted from when the last
+// successful renewal was sent.
+func (s *Session) renew(ctx context.Context, id clientv3.LeaseID, every time.Duration) error {
+	e, err := s.m.server(ctx)
+	if err != nil {
+		return err
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	sent := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		at := time.Now()
+		callCtx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+		_, err := e.client.KeepAliveOnce(callCtx, id)
+		cancel()
+		if err == nil {
+			sent = at
+			continue
+		}
+		if errors.Is(err, rpctypes.ErrLeaseNotFound) || time.Since(sent) > s.m.cfg.Lease {
+			return fmt.Errorf("renew lease, last renewed %v ago: %w", time.Since(sent).Round(time.Millisecond), err)
+		}
+	}
+}

@@ -1,0 +1,293 @@
+package controller
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"uac/coord"
+	"uac/roles"
+	"uac/roles/wire"
+)
+
+// route is a way to an agent: a link that this controller holds, or one that
+// another controller holds and carries messages over.
+type route interface {
+	agent() string
+	hello() *wire.Hello
+	// nonce tells this link from every other one.
+	nonce() string
+	// send queues a message and reports whether that was possible. It does not
+	// block.
+	send(m *wire.ControllerMessage) bool
+	// local reports whether this controller holds the link itself.
+	local() bool
+}
+
+type localRoute struct{ l *link }
+
+func (r localRoute) agent() string                       { return r.l.agent }
+func (r localRoute) hello() *wire.Hello                  { return r.l.hello }
+func (r localRoute) nonce() string                       { return linkNonce(r.l.hello) }
+func (r localRoute) send(m *wire.ControllerMessage) bool { return r.l.send(m) }
+func (r localRoute) local() bool                         { return true }
+
+func linkNonce(h *wire.Hello) string {
+	return fmt.Sprintf("%d/%x", h.GetLink().GetNumber(), h.GetLink().GetNonce())
+}
+
+// agentBook is what the desk knows of agents.
+type agentBook struct {
+	records map[string]agentRecord
+	// links[agent][controller] are links as the store tells of them.
+	links map[string]map[string]linkRecord
+	// routes are the links in use, by agent.
+	routes map[string]route
+}
+
+func newAgentBook() *agentBook {
+	return &agentBook{
+		records: map[string]agentRecord{},
+		links:   map[string]map[string]linkRecord{},
+		routes:  map[string]route{},
+	}
+}
+
+func (b *agentBook) note(kv coord.KV, deleted bool) {
+	name := strings.TrimPrefix(kv.Key, prefixAgents)
+	if deleted {
+		delete(b.records, name)
+		return
+	}
+	if rec, err := decode[agentRecord](kv); err == nil {
+		b.records[name] = rec
+	}
+}
+
+func (b *agentBook) noteLink(kv coord.KV, deleted bool) {
+	agent, controller := requestOf(kv.Key, prefixLinks)
+	if deleted {
+		delete(b.links[agent], controller)
+		return
+	}
+	if rec, err := decode[linkRecord](kv); err == nil {
+		if b.links[agent] == nil {
+			b.links[agent] = map[string]linkRecord{}
+		}
+		b.links[agent][controller] = rec
+	}
+}
+
+// linkTo returns the link in use to an agent, nil if there is none.
+func (d *desk) linkTo(agent string) route {
+	r, ok := d.agents.routes[agent]
+	if !ok {
+		return nil
+	}
+	return r
+}
+
+// linkUp takes a checked link into use and does everything that waited for it.
+func (d *desk) linkUp(r route) {
+	agent := r.agent()
+	if old := d.linkTo(agent); old != nil && old.local() && !r.local() {
+		return // our own link is the shorter way
+	}
+	d.agents.routes[agent] = r
+	h := r.hello()
+	journal := roles.Journal{ID: h.GetJournal().GetId(), Counter: h.GetJournal().GetCounter()}
+	for _, o := range d.byAgent[agent] {
+		d.meet(o, agent, journal)
+	}
+	d.feed()
+}
+
+// meet tells a request that an agent is there, with this journal.
+func (d *desk) meet(o *owned, agent string, journal roles.Journal) {
+	changed, unreachable := false, false
+	for _, st := range o.state.Steps {
+		if st.Agent != agent {
+			continue
+		}
+		j := st.Dispatch.Journal
+		changed = changed || j.ID != "" && (j.ID != journal.ID || journal.Counter < j.Counter)
+		unreachable = unreachable || st.Unreachable
+	}
+	if unreachable {
+		d.apply(o, roles.AgentReachable{Agent: agent})
+	}
+	if changed {
+		d.apply(o, roles.JournalChanged{Agent: agent, Journal: journal})
+	}
+	d.perform(o)
+}
+
+// linkDown takes a link out of use; another controller may still hold one.
+func (d *desk) linkDown(r route) {
+	if now := d.linkTo(r.agent()); now == nil || now.nonce() != r.nonce() {
+		return
+	}
+	delete(d.agents.routes, r.agent())
+	d.lookElsewhere(r.agent())
+	for _, o := range d.byAgent[r.agent()] {
+		d.perform(o)
+	}
+}
+
+// relink looks at a change of who holds links to an agent.
+func (d *desk) relink(key string) {
+	agent, _ := requestOf(key, prefixLinks)
+	if d.linkTo(agent) == nil {
+		d.lookElsewhere(agent)
+	}
+}
+
+// lookElsewhere asks the controllers that hold a link to the agent to carry
+// messages over it.
+func (d *desk) lookElsewhere(agent string) {
+	snap := d.c.member.View().Snapshot()
+	for controller, rec := range d.agents.links[agent] {
+		if controller == d.c.cfg.Name || coord.SessionEpoch(snap, controller) != rec.Epoch {
+			continue
+		}
+		d.tasks.do(func() {
+			r, err := d.c.peek(d.ctx, controller, agent)
+			if err != nil {
+				d.log.Debug("no link there", "agent", agent, "controller", controller, "error", err)
+				return
+			}
+			d.mail.post(func() { d.linkUp(r) })
+		})
+	}
+}
+
+// unreachableAfter is how long nobody has had a link to an agent before its
+// steps say so: agents come back within moments after every fail-over.
+const unreachableAfter = 2 * time.Second
+
+// unreachable marks the steps of an agent that nobody has a link to, if that
+// lasts. It changes nothing but the mark: unreachable is not dead.
+func (d *desk) unreachable(o *owned, agent string) {
+	d.lookElsewhere(agent)
+	d.after(unreachableAfter, func() {
+		if d.owned[o.id] != o || d.linkTo(agent) != nil {
+			return
+		}
+		for _, st := range o.state.Steps {
+			if st.Agent == agent && !st.Unreachable && (st.Status == roles.StepDispatched || st.Status == roles.StepRunning) {
+				d.apply(o, roles.AgentUnreachable{Agent: agent})
+				return
+			}
+		}
+	})
+}
+
+// feed tries again to find agents for the requests that lack one.
+func (d *desk) feed() {
+	for _, o := range d.starved {
+		state, change := d.choose(o, o.state)
+		if change.Stored() {
+			continue
+		}
+		o.state = state
+		writes := []coord.Write{}
+		if change.Record {
+			writes = append(writes, coord.Put(statusKey(o.id), encode(state.Record)))
+		}
+		for _, i := range change.Steps {
+			writes = append(writes, coord.Put(stepKey(o.id, state.Steps[i].Name), encode(state.Steps[i])))
+		}
+		o.writes++
+		d.s.Submit(coord.Tx{Then: writes}, func(_ coord.Result, err error) { d.mail.post(func() { d.stored(o, err) }) })
+	}
+}
+
+// agentFor finds the agent for a ready step: the one that the request's equal
+// selectors chose before, else one that matches, is connected and is not
+// suspended; rendezvous hashing spreads the requests over those.
+func (d *desk) agentFor(o *owned, state roles.State, eff roles.Effect) (string, roles.Journal, bool) {
+	pick := eff.Agent
+	if pick == "" {
+		sel := state.Def(state.Index(eff.Step)).Agent
+		near, far := map[string]bool{}, map[string]bool{}
+		for name, r := range d.agents.routes {
+			rec, known := d.agents.records[name]
+			if !known || rec.Suspended || !sel.Matches(name, rec.Labels) {
+				continue
+			}
+			far[name] = true
+			if r.local() {
+				near[name] = true
+			}
+		}
+		if len(near) > 0 {
+			far = near
+		}
+		if len(far) == 0 {
+			d.askFor(sel)
+			return "", roles.Journal{}, false
+		}
+		pick = coord.Rendezvous(o.id+sel.String(), far)
+	}
+	r := d.linkTo(pick)
+	if r == nil {
+		d.lookElsewhere(pick)
+		return "", roles.Journal{}, false
+	}
+	if d.agents.records[pick].Suspended && eff.Agent == "" {
+		return "", roles.Journal{}, false
+	}
+	j := r.hello().GetJournal()
+	return pick, roles.Journal{ID: j.GetId(), Counter: j.GetCounter()}, true
+}
+
+// askFor looks for links at other controllers to agents that match.
+func (d *desk) askFor(sel roles.Selector) {
+	for name, rec := range d.agents.records {
+		if !rec.Suspended && sel.Matches(name, rec.Labels) && d.linkTo(name) == nil {
+			d.lookElsewhere(name)
+		}
+	}
+}
+
+// send performs one effect that goes to an agent.
+func (d *desk) send(o *owned, eff roles.Effect) bool {
+	r := d.linkTo(eff.Agent)
+	if r == nil {
+		return false
+	}
+	m := &wire.ControllerMessage{Link: r.hello().GetLink(), Journal: r.hello().GetJournal()}
+	fence := &wire.Fence{Generation: eff.Fence.Generation, Revision: eff.Fence.Revision}
+	attempt := uint32(eff.Attempt)
+	switch eff.Kind {
+	case roles.EffectAdopt:
+		m.Body = &wire.ControllerMessage_Adopt{Adopt: &wire.Adopt{Request: o.id, Fence: fence}}
+	case roles.EffectSend, roles.EffectKill:
+		i := o.state.Index(eff.Step)
+		if eff.Journal != m.Journal.GetId() {
+			return false // JournalChanged decides
+		}
+		// The highest counter ever reported: a machine set back to a snapshot is
+		// behind it and refuses.
+		m.Journal = &wire.Journal{Id: eff.Journal, Counter: max(o.state.Steps[i].Dispatch.Journal.Counter, m.Journal.GetCounter())}
+		if eff.Kind == roles.EffectKill {
+			m.Body = &wire.ControllerMessage_Kill{Kill: &wire.Kill{Request: o.id, Step: eff.Step, Attempt: attempt, Fence: fence}}
+			break
+		}
+		def := o.state.Def(i)
+		m.Body = &wire.ControllerMessage_Start{Start: &wire.Start{
+			Request: o.id, Step: eff.Step, Attempt: attempt, Fence: fence,
+			Script: def.Run, Env: def.Env, Params: o.state.Request.Params, Dir: def.Dir,
+			TimeoutNanos: int64(def.Timeout),
+		}}
+	case roles.EffectAck:
+		m.Body = &wire.ControllerMessage_Ack{Ack: &wire.Ack{
+			Request: o.id, Step: eff.Step, Attempt: attempt, Fence: fence, Final: o.state.Record.Status.Final(),
+		}}
+	case roles.EffectFinish:
+		m.Body = &wire.ControllerMessage_Ack{Ack: &wire.Ack{Request: o.id, Fence: fence, Final: true}}
+	default:
+		return false
+	}
+	return r.send(m)
+}

@@ -1,0 +1,266 @@
+package controller
+
+import (
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"uac/coord"
+	"uac/roles"
+)
+
+// openRequest is what the desk knows of any request that is not final.
+type openRequest struct {
+	claim    claimRecord
+	claimMod int64 // ModRevision of the claim, 0 if there is none
+	queued   bool  // never claimed by anybody
+	claiming bool  // a claim of ours is on its way
+}
+
+// sweepEvery is how often ownerless requests are looked for besides on every
+// change; the jitter keeps controllers from claiming in step.
+func sweepEvery() time.Duration { return 1500*time.Millisecond + rand.N(time.Second) }
+
+// first takes in what the view shows when the desk opens.
+func (d *desk) first(snap coord.Snapshot) {
+	for kv := range snap.Range(prefixRequests) {
+		d.noteStatus(kv)
+	}
+	for kv := range snap.Range(prefixClaims) {
+		d.noteClaim(kv)
+	}
+	for kv := range snap.Range(prefixAgents) {
+		d.agents.note(kv, false)
+	}
+	for kv := range snap.Range(prefixLinks) {
+		d.agents.noteLink(kv, false)
+	}
+	for _, agent := range d.c.links.agents() {
+		if l := d.c.links.get(agent); l != nil {
+			d.linkUp(localRoute{l})
+		}
+	}
+	d.sweep(false)
+}
+
+// seen takes in one change of the view.
+func (d *desk) seen(b coord.Batch) {
+	ownerless := false
+	for _, ch := range b.Changes {
+		switch {
+		case strings.HasPrefix(ch.Key, prefixRequests):
+			if d.noteStatus(ch.KV) && ch.Prev.Mod == 0 {
+				ownerless = true
+			}
+		case strings.HasPrefix(ch.Key, prefixClaims):
+			d.noteClaim(ch.KV)
+			ownerless = true
+		case strings.HasPrefix(ch.Key, prefixInbox):
+			if !ch.Deleted {
+				d.command(ch.KV)
+			}
+		case strings.HasPrefix(ch.Key, prefixAgents):
+			d.agents.note(ch.KV, ch.Deleted)
+			d.feed()
+		case strings.HasPrefix(ch.Key, prefixLinks):
+			d.agents.noteLink(ch.KV, ch.Deleted)
+			d.relink(ch.Key)
+		case coord.IsSessionKey(ch.Key):
+			// Judged below at the revision of this batch, and never earlier.
+			ownerless = true
+		}
+	}
+	if ownerless {
+		d.sweep(false)
+	}
+}
+
+// noteStatus keeps the set of open requests; it reports whether the key is a
+// request's status and the request is open.
+func (d *desk) noteStatus(kv coord.KV) bool {
+	id, rest := requestOf(kv.Key, prefixRequests)
+	if rest != "status" {
+		return false
+	}
+	rec, err := decode[roles.Record](kv)
+	if kv.Mod == 0 || err == nil && rec.Status.Final() {
+		delete(d.open, id)
+		return false
+	}
+	d.openRequest(id).queued = rec.Status == roles.RequestQueued
+	return true
+}
+
+func (d *desk) noteClaim(kv coord.KV) {
+	id, _ := requestOf(kv.Key, prefixClaims)
+	r, ok := d.open[id]
+	if !ok {
+		if status, found := d.c.member.View().Get(statusKey(id)); !found || !d.noteStatus(status) {
+			return
+		}
+		r = d.open[id]
+	}
+	if kv.Mod <= r.claimMod {
+		return
+	}
+	r.claimMod = kv.Mod
+	r.claim, _ = decode[claimRecord](kv) // a claim that cannot be read belongs to nobody
+	if o := d.owned[id]; o != nil && (r.claim.Node != d.c.cfg.Name || r.claim.Epoch != d.s.Epoch()) {
+		d.log.Info("request left this node", "request", id, "owner", r.claim.Node)
+		d.drop(o)
+	}
+	if r.claim.From != "" && r.claim.Node == d.c.cfg.Name && r.claim.Epoch == d.s.Epoch() && d.owned[id] == nil {
+		d.claimed(id, coord.Result{Revision: kv.Mod, Won: true}) // handed to us
+	}
+}
+
+func (d *desk) openRequest(id string) *openRequest {
+	r := d.open[id]
+	if r == nil {
+		r = &openRequest{}
+		d.open[id] = r
+	}
+	return r
+}
+
+// sweep claims ownerless requests. Rendezvous hashing names one controller for
+// each, as a hint that saves a race; with all set, as from time to time, this
+// controller takes what it is offered by nobody else's absence too.
+func (d *desk) sweep(all bool) {
+	snap := d.c.member.View().Snapshot()
+	field := d.c.eligible(snap)
+	if d.c.cfg.Execution == ExecutionActive && !field.others[d.c.cfg.Name] && len(d.owned) > 0 {
+		d.handAll() // the term has moved on
+	}
+	for id, r := range d.open {
+		if r.claiming || d.owned[id] != nil {
+			continue
+		}
+		if r.claimMod != 0 && coord.SessionEpoch(snap, r.claim.Node) == r.claim.Epoch {
+			continue // its owner lives, or is held by a goodbye
+		}
+		able := field.others
+		if r.queued {
+			able = field.fresh
+		}
+		if len(able) == 0 || !able[d.c.cfg.Name] {
+			continue
+		}
+		if !all && coord.Rendezvous(id, able) != d.c.cfg.Name {
+			continue
+		}
+		d.claim(id, r)
+	}
+}
+
+// claim writes our claim over the one we saw, provided that its owner's session
+// is still gone, and takes the request from the store as it was at the claim.
+func (d *desk) claim(id string, r *openRequest) {
+	r.claiming = true
+	generation, _ := d.c.member.Generation()
+	key := claimKey(id)
+	conds := []coord.Cond{coord.ModIs(key, r.claimMod)}
+	if r.claimMod != 0 {
+		conds = append(conds, coord.SessionIsNot(r.claim.Node, r.claim.Epoch))
+	}
+	d.s.Submit(coord.Tx{
+		If:   conds,
+		Then: []coord.Write{coord.Put(key, encode(claimRecord{Node: d.c.cfg.Name, Epoch: d.s.Epoch(), Generation: uint64(generation)}))},
+	}, func(res coord.Result, err error) {
+		if err != nil {
+			return
+		}
+		d.mail.post(func() { d.claimed(id, res) })
+	})
+}
+
+// claimed waits until the view shows our claim, then loads the request: read
+// any earlier, the record could be older than the former owner's last write.
+func (d *desk) claimed(id string, res coord.Result) {
+	view := d.c.member.View()
+	if view.Revision() < res.Revision {
+		d.tasks.do(func() {
+			if view.Wait(d.ctx, res.Revision) == nil {
+				d.mail.post(func() { d.claimed(id, res) })
+			}
+		})
+		return
+	}
+	r := d.open[id]
+	if r == nil {
+		return // it became final meanwhile
+	}
+	r.claiming = false
+	if !res.Won {
+		return
+	}
+	if d.owned[id] != nil {
+		return
+	}
+	snap := view.Snapshot()
+	state, claim, fence, ok, err := loadRequest(snap, id)
+	if err != nil {
+		d.log.Error("request cannot be read", "request", id, "error", err)
+		r.claiming = true // not again in this session
+		return
+	}
+	if !ok || claim.Node != d.c.cfg.Name || claim.Epoch != d.s.Epoch() {
+		return // claimed again meanwhile
+	}
+	state.Fence = roles.Fence{} // take says Claimed with it
+	d.log.Info("request claimed", "request", id, "fence", fence.Revision)
+	d.take(id, state, fence)
+}
+
+// reclaim gives a request that we own a new fence: an agent may have forgotten
+// the old one.
+func (d *desk) reclaim(o *owned) {
+	r := d.open[o.id]
+	if r == nil || r.claiming {
+		return
+	}
+	r.claiming = true
+	key := claimKey(o.id)
+	generation, _ := d.c.member.Generation()
+	d.s.Submit(coord.Tx{
+		If:   []coord.Cond{coord.ModIs(key, o.state.Fence.Revision)},
+		Then: []coord.Write{coord.Put(key, encode(claimRecord{Node: d.c.cfg.Name, Epoch: d.s.Epoch(), Generation: uint64(generation)}))},
+	}, func(res coord.Result, err error) {
+		if err != nil {
+			return
+		}
+		d.mail.post(func() {
+			r.claiming = false
+			if res.Won && d.owned[o.id] == o {
+				d.apply(o, roles.Claimed{Fence: roles.Fence{Generation: uint64(generation), Revision: res.Revision}})
+			}
+		})
+	})
+}
+
+// field says which controllers may claim what.
+type field struct {
+	// fresh may take requests that nobody owned yet, others those whose owner
+	// is gone.
+	fresh, others map[string]bool
+}
+
+// eligible lists the controllers that may own requests. Paused ones claim
+// nothing, but when all are paused they still adopt what runs.
+func (c *Controller) eligible(snap coord.Snapshot) field {
+	f := field{fresh: map[string]bool{}, others: map[string]bool{}}
+	all := map[string]bool{}
+	for _, n := range coord.Controllers(snap) {
+		if c.cfg.Execution == ExecutionActive && !n.Active {
+			continue
+		}
+		all[n.Name] = true
+		if !n.Paused {
+			f.fresh[n.Name], f.others[n.Name] = true, true
+		}
+	}
+	if len(f.others) == 0 {
+		f.others = all
+	}
+	return f
+}

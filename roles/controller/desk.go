@@ -1,0 +1,289 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"uac/coord"
+	"uac/roles"
+	"uac/roles/controller/api"
+)
+
+// desk is where one session of this controller owns requests: it claims them,
+// feeds their events to the engine, stores what changed and performs what is
+// pending. It lives exactly as long as its session and forgets everything with
+// it. One goroutine runs it; everything else posts to it.
+type desk struct {
+	c    *Controller
+	s    *coord.Session
+	log  *slog.Logger
+	mail *mailbox
+	// ctx ends with the session; tasks are waited for when it does.
+	ctx   context.Context
+	tasks tasks
+
+	// The fields below belong to the goroutine of run.
+
+	owned map[string]*owned
+	// open is every request of the cluster that is not known to be final, with
+	// its claim.
+	open map[string]*openRequest
+	// byAgent finds the owned requests that have to do with an agent.
+	byAgent map[string]map[string]*owned
+	// starved are owned requests with a ready step for which no agent was found.
+	starved map[string]*owned
+	agents  *agentBook
+}
+
+// owned is one request that this session owns.
+type owned struct {
+	id string
+	// state after all events so far; not stored yet while writes > 0.
+	state  roles.State
+	writes int
+	// replies answer reports and go out when everything is stored.
+	replies []roles.Effect
+	// performed remembers what was done and over which link, so that a pending
+	// effect is done once for each link and not at every turn.
+	performed map[roles.Effect]string
+	waiting   map[string]int // step -> attempt whose retry delay runs
+	// commands of the inbox that were taken in and are being removed.
+	commands map[string]bool
+}
+
+func newDesk(c *Controller, s *coord.Session, ctx context.Context) *desk {
+	return &desk{
+		c: c, s: s, log: c.log, mail: newMailbox(), ctx: ctx,
+		owned:   map[string]*owned{},
+		open:    map[string]*openRequest{},
+		byAgent: map[string]map[string]*owned{},
+		starved: map[string]*owned{},
+		agents:  newAgentBook(),
+	}
+}
+
+// run works until the session ends.
+func (d *desk) run(ctx context.Context) error {
+	from, stop := d.c.member.View().Follow(func(b coord.Batch) { d.mail.post(func() { d.seen(b) }) })
+	defer stop()
+	d.first(from)
+	sweep := time.NewTimer(sweepEvery())
+	defer sweep.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-d.mail.signal:
+			for _, f := range d.mail.take() {
+				f()
+			}
+		case <-sweep.C:
+			d.sweep(true)
+			sweep.Reset(sweepEvery())
+		}
+	}
+}
+
+// now is the time as text by this host's clock.
+func now() roles.Stamp { return roles.StampOf(time.Now()) }
+
+// take makes the desk the owner of a request whose claim was stored under
+// fence, with the state as it was at that revision or later.
+func (d *desk) take(id string, state roles.State, fence roles.Fence) {
+	o := &owned{id: id, state: state, performed: map[roles.Effect]string{}, waiting: map[string]int{}, commands: map[string]bool{}}
+	d.owned[id] = o
+	d.c.count(id, true)
+	for _, st := range state.Steps {
+		d.concerns(o, st.Agent)
+	}
+	d.apply(o, roles.Claimed{Fence: fence})
+	for kv := range d.c.member.View().Snapshot().Range(prefixInbox + id + "/") {
+		d.command(kv)
+	}
+}
+
+// drop forgets a request without touching what is stored.
+func (d *desk) drop(o *owned) {
+	delete(d.owned, o.id)
+	delete(d.starved, o.id)
+	for _, st := range o.state.Steps {
+		delete(d.byAgent[st.Agent], o.id)
+	}
+	d.c.count(o.id, false)
+}
+
+func (d *desk) concerns(o *owned, agent string) {
+	if agent == "" {
+		return
+	}
+	if d.byAgent[agent] == nil {
+		d.byAgent[agent] = map[string]*owned{}
+	}
+	d.byAgent[agent][o.id] = o
+}
+
+// apply feeds one event to the engine, chooses agents for what became ready,
+// and stores everything that changed in one transaction together with extra.
+func (d *desk) apply(o *owned, ev roles.Event, extra ...coord.Write) {
+	state, change, err := roles.Next(o.state, ev, now())
+	if err != nil {
+		d.log.Warn("event refused", "request", o.id, "event", ev, "error", err)
+		state = o.state
+	}
+	steps := map[int]bool{}
+	record := change.Record
+	for _, i := range change.Steps {
+		steps[i] = true
+	}
+	o.replies = append(o.replies, change.Replies...)
+	for _, late := range change.Late {
+		extra = append(extra, d.c.event(api.Event{Kind: "step.late_report", Subject: o.id, Detail: map[string]string{
+			"step": late.Step, "agent": late.Agent, "state": string(late.State),
+		}}))
+	}
+	state, more := d.choose(o, state)
+	record = record || more.Record
+	for _, i := range more.Steps {
+		steps[i] = true
+	}
+	writes := extra
+	if record {
+		writes = append(writes, coord.Put(statusKey(o.id), encode(state.Record)))
+	}
+	for i := range steps {
+		writes = append(writes, coord.Put(stepKey(o.id, state.Steps[i].Name), encode(state.Steps[i])))
+	}
+	o.state = state
+	if len(writes) == 0 {
+		d.perform(o)
+		return
+	}
+	o.writes++
+	d.s.Submit(coord.Tx{Then: writes}, func(_ coord.Result, err error) {
+		d.mail.post(func() { d.stored(o, err) })
+	})
+}
+
+// choose finds agents for ready steps, as long as that gets anywhere.
+func (d *desk) choose(o *owned, state roles.State) (roles.State, roles.Change) {
+	var all roles.Change
+	delete(d.starved, o.id)
+	for {
+		progress := false
+		for _, eff := range roles.Pending(state) {
+			if eff.Kind != roles.EffectChooseAgent {
+				continue
+			}
+			agent, journal, ok := d.agentFor(o, state, eff)
+			if !ok {
+				d.starved[o.id] = o
+				continue
+			}
+			next, change, err := roles.Next(state, roles.AgentChosen{Step: eff.Step, Agent: agent, Journal: journal}, now())
+			if err != nil {
+				d.log.Warn("agent not accepted", "request", o.id, "step", eff.Step, "agent", agent, "error", err)
+				continue
+			}
+			d.concerns(o, agent)
+			state, progress = next, true
+			all.Record = all.Record || change.Record
+			all.Steps = append(all.Steps, change.Steps...)
+		}
+		if !progress {
+			return state, all
+		}
+	}
+}
+
+// stored is told when a transaction of a request is durable, or never will be.
+func (d *desk) stored(o *owned, err error) {
+	o.writes--
+	switch {
+	case errors.Is(err, coord.ErrRefused):
+		// Nothing of it was written: what we hold in memory is not the truth any
+		// more. Forget it; the sweep finds the claim and starts from the store.
+		d.log.Error("store refused a request's change", "request", o.id, "error", err)
+		if d.owned[o.id] == o {
+			d.drop(o)
+		}
+		return
+	case err != nil:
+		return // the session is over, and the desk with it
+	}
+	if o.writes == 0 && d.owned[o.id] == o {
+		d.perform(o)
+	}
+}
+
+// perform does what is pending in a state that is stored.
+func (d *desk) perform(o *owned) {
+	if o.writes > 0 {
+		return
+	}
+	if d.s.Check() != nil {
+		// Without trust nothing leaves this node. Trust comes back, or the
+		// session ends.
+		d.after(trustRetry, func() {
+			if d.owned[o.id] == o {
+				d.perform(o)
+			}
+		})
+		return
+	}
+	replies := o.replies
+	o.replies = nil
+	for _, eff := range replies {
+		d.send(o, eff)
+	}
+	told := true
+	for _, eff := range roles.Pending(o.state) {
+		switch eff.Kind {
+		case roles.EffectWait:
+			d.wait(o, eff)
+		case roles.EffectChooseAgent:
+			// choose has tried; a link that comes up tries again.
+		default:
+			link := d.linkTo(eff.Agent)
+			if link == nil {
+				told = false
+				d.unreachable(o, eff.Agent)
+				continue
+			}
+			if o.performed[eff] == link.nonce() {
+				continue
+			}
+			if d.send(o, eff) {
+				o.performed[eff] = link.nonce()
+			} else {
+				told = false
+			}
+		}
+	}
+	if o.state.Record.Status.Final() && told {
+		d.drop(o)
+	}
+}
+
+// trustRetry is how soon effects are tried again that found no trust.
+const trustRetry = 5 * time.Millisecond
+
+// wait runs the delay before a retry, once for each attempt.
+func (d *desk) wait(o *owned, eff roles.Effect) {
+	if o.waiting[eff.Step] == eff.Attempt {
+		return
+	}
+	o.waiting[eff.Step] = eff.Attempt
+	d.after(eff.Delay, func() {
+		if d.owned[o.id] == o {
+			d.apply(o, roles.RetryDue{Step: eff.Step, Attempt: eff.Attempt})
+		}
+	})
+}
+
+// after posts f when some time has passed. A timer that outlives the session
+// posts to a mailbox that nobody reads.
+func (d *desk) after(delay time.Duration, f func()) {
+	time.AfterFunc(delay, func() { d.mail.post(f) })
+}

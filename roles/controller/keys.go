@@ -1,0 +1,104 @@
+package controller
+
+import (
+	"strings"
+
+	"uac/coord"
+	"uac/roles"
+)
+
+// The keys of the controllers; coord draws the whole tree. Only the owner of a
+// request writes below requests/<id>/ after its acceptance, and only through its
+// session's chain.
+const (
+	prefixRequests  = "requests/"
+	prefixClaims    = "claims/"
+	prefixInbox     = "inbox/"
+	prefixIdem      = "idem/"
+	prefixProcesses = "processes/"
+	prefixAgents    = "agents/"
+	prefixLinks     = "links/"
+	prefixTokens    = "tokens/"
+	prefixEvents    = "events/"
+)
+
+func specKey(id string) string       { return prefixRequests + id + "/spec" }
+func statusKey(id string) string     { return prefixRequests + id + "/status" }
+func stepPrefix(id string) string    { return prefixRequests + id + "/steps/" }
+func stepKey(id, step string) string { return stepPrefix(id) + step }
+func claimKey(id string) string      { return prefixClaims + id }
+func inboxKey(id, msg string) string { return prefixInbox + id + "/" + msg }
+func idemKey(key string) string      { return prefixIdem + key }
+func processKey(name string) string  { return prefixProcesses + name }
+func agentKey(name string) string    { return prefixAgents + name }
+func linkKey(agent, controller string) string {
+	return prefixLinks + agent + "/" + controller
+}
+func tokenKey(id string) string { return prefixTokens + id }
+func eventKey(id string) string { return prefixEvents + id }
+
+// claimRecord is the value of claims/<id>: who owns a request.
+type claimRecord struct {
+	Node  string `json:"node"`
+	Epoch int64  `json:"epoch"` // of the node's session
+	// Generation of the cluster in which the claim was made.
+	Generation uint64 `json:"generation"`
+	// From names the owner that handed the request over; empty if the node
+	// claimed it itself.
+	From string `json:"from,omitempty"`
+}
+
+// idemRecord is the value of idem/<key>.
+type idemRecord struct {
+	Request string `json:"request"`
+	Digest  string `json:"digest"`
+}
+
+// linkRecord is the value of links/<agent>/<controller>. It counts only while
+// the controller's session is the one that wrote it.
+type linkRecord struct {
+	Epoch int64       `json:"epoch"`
+	Since roles.Stamp `json:"since"`
+}
+
+// agentRecord is the value of agents/<name>.
+type agentRecord struct {
+	Name      string            `json:"name"`
+	Host      string            `json:"host"`
+	Version   string            `json:"version"`
+	Labels    map[string]string `json:"labels,omitempty"`
+	Suspended bool              `json:"suspended,omitempty"`
+	FirstSeen roles.Stamp       `json:"first_seen"`
+	// Journal that the agent last showed, with the highest counter seen in a
+	// hello: a machine set back to a snapshot is behind it.
+	Journal roles.Journal `json:"journal"`
+}
+
+// requestOf returns the request that a key below requests/, claims/ or inbox/
+// belongs to.
+func requestOf(key, prefix string) (id, rest string) {
+	id, rest, _ = strings.Cut(strings.TrimPrefix(key, prefix), "/")
+	return id, rest
+}
+
+// loadRequest reads a request as the snapshot shows it, with its claim and the
+// fence that the claim gives. ok is false if there is no such request.
+func loadRequest(snap coord.Snapshot, id string) (s roles.State, claim claimRecord, fence roles.Fence, ok bool, err error) {
+	spec, ok := snap.Get(specKey(id))
+	if !ok {
+		return s, claim, fence, false, nil
+	}
+	status, _ := snap.Get(statusKey(id))
+	steps := map[string][]byte{}
+	for kv := range snap.Range(stepPrefix(id)) {
+		steps[strings.TrimPrefix(kv.Key, stepPrefix(id))] = kv.Value
+	}
+	if kv, claimed := snap.Get(claimKey(id)); claimed {
+		if claim, err = decode[claimRecord](kv); err != nil {
+			return s, claim, fence, true, err
+		}
+		fence = roles.Fence{Generation: claim.Generation, Revision: kv.Mod}
+	}
+	s, err = roles.Load(spec.Value, status.Value, steps, fence)
+	return s, claim, fence, true, err
+}

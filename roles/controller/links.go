@@ -1,0 +1,196 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"uac/roles/wire"
+	"uac/roles/wire/pki"
+)
+
+// linkQueue bounds what waits to be sent on one link. An agent that does not
+// read loses its link rather than the controller its memory; what was not
+// delivered is derived again from the store when the agent comes back.
+const linkQueue = 1024
+
+// link is one agent's stream, after its hello was checked.
+type link struct {
+	agent string
+	hello *wire.Hello
+	out   chan *wire.ControllerMessage
+	ctx   context.Context
+	drop  context.CancelCauseFunc
+
+	mu     sync.Mutex // guards reads, nextID
+	reads  map[uint64]chan *wire.OutputChunk
+	nextID uint64
+}
+
+// send queues a message for the agent. It reports false if the link is gone or
+// does not keep up, in which case it is dropped.
+func (l *link) send(m *wire.ControllerMessage) bool {
+	select {
+	case <-l.ctx.Done():
+		return false
+	default:
+	}
+	select {
+	case l.out <- m:
+		return true
+	default:
+		l.drop(fmt.Errorf("agent %s does not read its link: %d messages wait", l.agent, linkQueue))
+		return false
+	}
+}
+
+// links knows the newest link of every agent that is connected to this
+// controller. Safe for concurrent use.
+type links struct {
+	mu      sync.RWMutex // guards byAgent
+	byAgent map[string]*link
+}
+
+func newLinks() *links { return &links{byAgent: map[string]*link{}} }
+
+// get returns the newest link of an agent, or nil.
+func (ls *links) get(agent string) *link {
+	ls.mu.RLock()
+	defer ls.mu.RUnlock()
+	return ls.byAgent[agent]
+}
+
+// agents lists the names of all connected agents in order.
+func (ls *links) agents() []string {
+	ls.mu.RLock()
+	defer ls.mu.RUnlock()
+	return slices.Sorted(maps.Keys(ls.byAgent))
+}
+
+// put makes l the agent's link unless there is a newer one. The one that loses
+// is dropped.
+func (ls *links) put(l *link) bool {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	old := ls.byAgent[l.agent]
+	if old != nil && old.hello.GetLink().GetNumber() > l.hello.GetLink().GetNumber() {
+		return false
+	}
+	ls.byAgent[l.agent] = l
+	if old != nil {
+		old.drop(fmt.Errorf("agent %s opened a newer link", l.agent))
+	}
+	return true
+}
+
+// remove forgets l and reports whether the agent is without a link now.
+func (ls *links) remove(l *link) bool {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	if ls.byAgent[l.agent] != l {
+		return false
+	}
+	delete(ls.byAgent, l.agent)
+	return true
+}
+
+// dropAll ends every link; the agents come back and say hello again.
+func (ls *links) dropAll(cause error) {
+	ls.mu.RLock()
+	defer ls.mu.RUnlock()
+	for _, l := range ls.byAgent {
+		l.drop(cause)
+	}
+}
+
+// linkServer serves agents' links.
+type linkServer struct {
+	wire.UnimplementedLinkServer
+	c   *Controller
+	log *slog.Logger
+}
+
+// Connect carries one link from hello to its end.
+func (s *linkServer) Connect(stream grpc.BidiStreamingServer[wire.AgentMessage, wire.ControllerMessage]) error {
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	hello := first.GetHello()
+	if hello == nil {
+		return status.Error(codes.InvalidArgument, "a link must begin with a hello")
+	}
+	peer, err := wire.Peer(stream.Context())
+	if err != nil || peer.Role != pki.Agent || peer.Name != hello.GetName() {
+		return status.Errorf(codes.PermissionDenied, "the certificate is of %s, the hello of agent %q", peer, hello.GetName())
+	}
+	if hello.GetJournal().GetId() == "" || hello.GetLink() == nil {
+		return status.Error(codes.InvalidArgument, "the hello names no journal or no link")
+	}
+	number, id := s.c.member.Generation()
+	if g := hello.GetGeneration(); int64(g.GetNumber()) > number {
+		return status.Errorf(codes.FailedPrecondition, "this controller is of generation %d, the agent of %d", number, g.GetNumber())
+	}
+	ctx, drop := context.WithCancelCause(stream.Context())
+	defer drop(nil)
+	l := &link{
+		agent: hello.GetName(), hello: hello, ctx: ctx, drop: drop,
+		out:   make(chan *wire.ControllerMessage, linkQueue),
+		reads: map[uint64]chan *wire.OutputChunk{},
+	}
+	l.out <- &wire.ControllerMessage{Body: &wire.ControllerMessage_Welcome{Welcome: &wire.Welcome{
+		Controller: s.c.cfg.Name,
+		Generation: &wire.Generation{Number: uint64(number), Id: id},
+		PingNanos:  int64(s.c.cfg.PingInterval),
+	}}}
+	if !s.c.links.put(l) {
+		return status.Error(codes.AlreadyExists, "a newer link of this agent is open")
+	}
+	s.c.linkUp(l)
+	defer func() {
+		if s.c.links.remove(l) {
+			s.c.linkDown(l)
+		}
+	}()
+	s.log.Debug("link up", "agent", l.agent, "link", hello.GetLink().GetNumber())
+
+	received := make(chan error, 1)
+	go func() { // ends with the stream, which ends when this handler returns
+		for {
+			m, err := stream.Recv()
+			if err != nil {
+				received <- err
+				return
+			}
+			s.c.fromAgent(l, m)
+		}
+	}()
+	tick := time.NewTicker(s.c.cfg.PingInterval)
+	defer tick.Stop()
+	for n := uint64(1); ; {
+		select {
+		case m := <-l.out:
+			if err := stream.Send(m); err != nil {
+				return err
+			}
+		case <-tick.C:
+			if err := stream.Send(&wire.ControllerMessage{Body: &wire.ControllerMessage_Ping{Ping: &wire.Ping{Number: n}}}); err != nil {
+				return err
+			}
+			n++
+		case err := <-received:
+			s.log.Debug("link down", "agent", l.agent, "error", err)
+			return nil
+		case <-ctx.Done():
+			return status.Error(codes.Aborted, context.Cause(ctx).Error())
+		}
+	}
+}

@@ -1,0 +1,199 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"uac/roles/wire"
+	"uac/roles/wire/pki"
+)
+
+// callTimeout bounds one call to another member.
+const callTimeout = 2 * time.Second
+
+// remoteRoute is a link that another controller holds.
+type remoteRoute struct {
+	c          *Controller
+	controller string
+	name       string
+	h          *wire.Hello
+	queue      chan *wire.ControllerMessage
+}
+
+func (r *remoteRoute) agent() string      { return r.name }
+func (r *remoteRoute) hello() *wire.Hello { return r.h }
+func (r *remoteRoute) nonce() string      { return r.controller + "/" + linkNonce(r.h) }
+func (r *remoteRoute) local() bool        { return false }
+
+func (r *remoteRoute) send(m *wire.ControllerMessage) bool {
+	select {
+	case r.queue <- m:
+		return true
+	default:
+		return false
+	}
+}
+
+// peek finds out about an agent's link at another controller and keeps
+// carrying messages over it until that fails.
+func (c *Controller) peek(ctx context.Context, controller, agent string) (route, error) {
+	m, err := c.deps.DialMember(ctx, controller)
+	if err != nil {
+		return nil, err
+	}
+	callCtx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	resp, err := m.Peek(callCtx, &wire.PeekRequest{To: controller, Agent: agent})
+	if err != nil {
+		return nil, err
+	}
+	r := &remoteRoute{c: c, controller: controller, name: agent, h: resp.GetHello(), queue: make(chan *wire.ControllerMessage, linkQueue)}
+	d := c.desk.Load()
+	if d == nil {
+		return nil, fmt.Errorf("no session")
+	}
+	d.tasks.do(func() { r.carry(d, m) })
+	return r, nil
+}
+
+// carry delivers messages in order; the first failure ends the route.
+func (r *remoteRoute) carry(d *desk, m wire.MemberClient) {
+	for {
+		select {
+		case <-d.ctx.Done():
+			return
+		case msg := <-r.queue:
+			ctx, cancel := context.WithTimeout(d.ctx, callTimeout)
+			_, err := m.Deliver(ctx, &wire.DeliverRequest{To: r.controller, Agent: r.name, Message: msg})
+			cancel()
+			if err != nil {
+				d.log.Debug("message not carried", "agent", r.name, "over", r.controller, "error", err)
+				d.mail.post(func() { d.linkDown(r) })
+				return
+			}
+		}
+	}
+}
+
+// passOn takes an agent's message to the owner of the request it concerns.
+func (c *Controller) passOn(ctx context.Context, owner, agent string, m *wire.AgentMessage) error {
+	client, err := c.deps.DialMember(ctx, owner)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, err = client.Report(ctx, &wire.ReportRequest{To: owner, Agent: agent, Controller: c.cfg.Name, Message: m})
+	return err
+}
+
+// readThrough reads output through the controller that holds a link.
+func (c *Controller) readThrough(ctx context.Context, controller, agent string, req *wire.ReadOutput, f func(*wire.OutputChunk) error) error {
+	client, err := c.deps.DialMember(ctx, controller)
+	if err != nil {
+		return err
+	}
+	stream, err := client.ReadOutput(ctx, &wire.ReadOutputRequest{To: controller, Agent: agent, Read: req})
+	if err != nil {
+		return err
+	}
+	for {
+		chunk, err := stream.Recv()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := f(chunk); err != nil {
+			return err
+		}
+	}
+}
+
+// memberServer serves the other members.
+type memberServer struct {
+	wire.UnimplementedMemberServer
+	c *Controller
+}
+
+// Peek tells of an agent's link here.
+func (s *memberServer) Peek(_ context.Context, r *wire.PeekRequest) (*wire.PeekResponse, error) {
+	l := s.c.links.get(r.GetAgent())
+	if l == nil || r.GetTo() != s.c.cfg.Name {
+		return nil, status.Errorf(codes.NotFound, "%s holds no link to %s", s.c.cfg.Name, r.GetAgent())
+	}
+	return &wire.PeekResponse{Controller: s.c.cfg.Name, Hello: l.hello}, nil
+}
+
+// Deliver puts a message on the link that it is bound to.
+func (s *memberServer) Deliver(_ context.Context, r *wire.DeliverRequest) (*wire.DeliverResponse, error) {
+	l := s.c.links.get(r.GetAgent())
+	if l == nil || r.GetTo() != s.c.cfg.Name || !l.hello.GetLink().Same(r.GetMessage().GetLink()) || !l.send(r.GetMessage()) {
+		return nil, status.Errorf(codes.NotFound, "%s does not hold that link to %s", s.c.cfg.Name, r.GetAgent())
+	}
+	return &wire.DeliverResponse{}, nil
+}
+
+// Report takes in an agent's message for a request of ours.
+func (s *memberServer) Report(_ context.Context, r *wire.ReportRequest) (*wire.ReportResponse, error) {
+	d := s.c.desk.Load()
+	if d == nil || r.GetTo() != s.c.cfg.Name {
+		return nil, status.Errorf(codes.NotFound, "%s owns no requests", s.c.cfg.Name)
+	}
+	d.mail.post(func() { d.fromAgent(r.GetAgent(), r.GetMessage()) })
+	return &wire.ReportResponse{}, nil
+}
+
+// ReadOutput streams output over our link to the agent.
+func (s *memberServer) ReadOutput(r *wire.ReadOutputRequest, stream grpc.ServerStreamingServer[wire.OutputChunk]) error {
+	l := s.c.links.get(r.GetAgent())
+	if l == nil || r.GetTo() != s.c.cfg.Name {
+		return status.Errorf(codes.NotFound, "%s holds no link to %s", s.c.cfg.Name, r.GetAgent())
+	}
+	return l.read(stream.Context(), r.GetRead(), stream.Send)
+}
+
+// Renew signs a new certificate for a member.
+func (s *memberServer) Renew(ctx context.Context, r *wire.RenewRequest) (*wire.Certificate, error) {
+	return s.c.renew(ctx, r)
+}
+
+// Renew signs a new certificate for an agent or relay.
+func (s *linkServer) Renew(ctx context.Context, r *wire.RenewRequest) (*wire.Certificate, error) {
+	return s.c.renew(ctx, r)
+}
+
+func (c *Controller) renew(ctx context.Context, r *wire.RenewRequest) (*wire.Certificate, error) {
+	peer, err := wire.Peer(ctx)
+	if err != nil {
+		return nil, status.Error(codes.Unauthenticated, err.Error())
+	}
+	chain, err := c.deps.Authority.Renew(peer, pki.Renewal{CA: pki.CA(r.GetCa()), Current: r.GetCurrent(), CSR: r.GetCsr()})
+	if err != nil {
+		return nil, status.Error(codes.PermissionDenied, err.Error())
+	}
+	c.log.Info("certificate renewed", "node", peer.String(), "ca", r.GetCa())
+	return &wire.Certificate{Chain: chain}, nil
+}
+
+// RegisterLinks serves agents' links on g.
+func (c *Controller) RegisterLinks(g grpc.ServiceRegistrar) {
+	wire.RegisterLinkServer(g, &linkServer{c: c, log: c.log})
+}
+
+// RegisterMembers serves the other members on g.
+func (c *Controller) RegisterMembers(g grpc.ServiceRegistrar) {
+	wire.RegisterMemberServer(g, &memberServer{c: c})
+}
+
+// RegisterEnroll serves machines that join with a token on g.
+func (c *Controller) RegisterEnroll(g grpc.ServiceRegistrar) {
+	wire.RegisterEnrollServer(g, &enrollServer{c: c})
+}

@@ -1,0 +1,196 @@
+package controller
+
+import (
+	"time"
+
+	"uac/coord"
+	"uac/roles"
+	"uac/roles/controller/api"
+	"uac/roles/wire"
+)
+
+// fromAgent takes in what an agent says of a request, over whatever link it
+// came. Not every report is about a request of ours: what is not is answered
+// from the store, or passed on to its owner.
+func (d *desk) fromAgent(agent string, m *wire.AgentMessage) {
+	switch body := m.GetBody().(type) {
+	case *wire.AgentMessage_Report:
+		rep := body.Report
+		o := d.owned[rep.GetRequest()]
+		if o == nil {
+			d.strange(agent, rep.GetRequest(), m)
+			return
+		}
+		r := reportOf(agent, rep.GetAttempt())
+		r.Journal = journalOf(rep.GetJournal())
+		d.apply(o, r)
+	case *wire.AgentMessage_Adopted:
+		ans := body.Adopted
+		o := d.owned[ans.GetRequest()]
+		if o == nil {
+			d.strange(agent, ans.GetRequest(), m)
+			return
+		}
+		ev := roles.Adopted{Agent: agent, Fence: fenceOf(ans.GetFence()), Journal: journalOf(ans.GetJournal())}
+		for _, a := range ans.GetAttempts() {
+			ev.Attempts = append(ev.Attempts, reportOf(agent, a))
+		}
+		d.apply(o, ev)
+	case *wire.AgentMessage_Refused:
+		d.refused(agent, body.Refused)
+	}
+}
+
+// refusedRetry is how soon a command is sent again that the agent could not
+// take now.
+const refusedRetry = time.Second
+
+// refused deals with a command that had no effect at the agent.
+func (d *desk) refused(agent string, ref *wire.Refusal) {
+	o := d.owned[ref.GetRequest()]
+	if o == nil {
+		return
+	}
+	d.log.Info("agent refused a command", "agent", agent, "request", o.id, "step", ref.GetStep(), "attempt", ref.GetAttempt(),
+		"command", ref.GetCommand().String(), "reason", ref.GetReason().String(), "detail", ref.GetDetail())
+	if fenceOf(ref.GetFence()) != o.state.Fence {
+		return // of an earlier claim
+	}
+	switch ref.GetReason() {
+	case wire.Refusal_STALE_FLOOR:
+		d.reclaim(o)
+	case wire.Refusal_WRONG_LINK, wire.Refusal_OVERLAP:
+		// Sent over a link that was replaced, or too early: again, later.
+		d.after(refusedRetry, func() {
+			if d.owned[o.id] != o {
+				return
+			}
+			for eff := range o.performed {
+				if eff.Agent == agent {
+					delete(o.performed, eff)
+				}
+			}
+			d.perform(o)
+		})
+	}
+}
+
+// strange answers for a request that this desk does not own.
+func (d *desk) strange(agent, id string, m *wire.AgentMessage) {
+	snap := d.c.member.View().Snapshot()
+	state, claim, fence, ok, err := loadRequest(snap, id)
+	if !ok || err != nil {
+		d.log.Warn("agent reports an unknown request", "agent", agent, "request", id, "error", err)
+		return
+	}
+	if claim.Node != "" && claim.Node != d.c.cfg.Name && coord.SessionEpoch(snap, claim.Node) == claim.Epoch {
+		d.tasks.do(func() {
+			if err := d.c.passOn(d.ctx, claim.Node, agent, m); err != nil {
+				d.log.Debug("report not passed on; the agent repeats it", "request", id, "owner", claim.Node, "error", err)
+			}
+		})
+		return
+	}
+	if !state.Record.Status.Final() {
+		return // nobody's at the moment: its next owner asks the agent
+	}
+	// Final: whoever is asked can say again what its last owner said.
+	o := &owned{id: id, state: state}
+	rep := m.GetReport()
+	if rep == nil {
+		return
+	}
+	d.send(o, roles.Effect{
+		Kind: roles.EffectAck, Agent: agent, Step: rep.GetAttempt().GetStep(),
+		Attempt: int(rep.GetAttempt().GetAttempt()), Fence: fence,
+	})
+}
+
+// command is one entry of a request's inbox.
+type command struct {
+	Kind  string        `json:"kind"` // cancel, resolve, release
+	By    string        `json:"by"`
+	Why   string        `json:"why,omitempty"`
+	Step  string        `json:"step,omitempty"`
+	As    roles.Verdict `json:"as,omitempty"`
+	Force bool          `json:"force,omitempty"`
+}
+
+func (c command) event() roles.Event {
+	switch c.Kind {
+	case "cancel":
+		return roles.Cancel{By: c.By, Why: c.Why}
+	case "resolve":
+		return roles.Resolve{Step: c.Step, As: c.As, By: c.By, Why: c.Why, Force: c.Force}
+	case "release":
+		return roles.Release{By: c.By}
+	}
+	return nil
+}
+
+// command consumes an entry of the inbox in the transaction of its effect.
+func (d *desk) command(kv coord.KV) {
+	id, _ := requestOf(kv.Key, prefixInbox)
+	o := d.owned[id]
+	if o == nil || o.commands[kv.Key] {
+		return // its owner's business: who claims it later reads the inbox then
+	}
+	o.commands[kv.Key] = true
+	cmd, err := decode[command](kv)
+	ev := cmd.event()
+	if err != nil || ev == nil {
+		d.log.Error("command cannot be read", "request", id, "error", err)
+		d.consume(o, kv.Key, nil)
+		return
+	}
+	if _, _, err := roles.Next(o.state, ev, now()); err != nil {
+		// It fitted when it was given and does not any more.
+		refusal := d.c.event(api.Event{Kind: "request.command_refused", Subject: id, By: cmd.By,
+			Detail: map[string]string{"command": cmd.Kind, "step": cmd.Step, "reason": err.Error()}})
+		d.consume(o, kv.Key, &refusal)
+		return
+	}
+	d.apply(o, ev, coord.Del(kv.Key))
+}
+
+func (d *desk) consume(o *owned, key string, with *coord.Write) {
+	writes := []coord.Write{coord.Del(key)}
+	if with != nil {
+		writes = append(writes, *with)
+	}
+	o.writes++
+	d.s.Submit(coord.Tx{Then: writes}, func(_ coord.Result, err error) { d.mail.post(func() { d.stored(o, err) }) })
+}
+
+func fenceOf(f *wire.Fence) roles.Fence {
+	return roles.Fence{Generation: f.GetGeneration(), Revision: f.GetRevision()}
+}
+
+func journalOf(j *wire.Journal) roles.Journal {
+	return roles.Journal{ID: j.GetId(), Counter: j.GetCounter()}
+}
+
+var attemptStates = map[wire.State]roles.AttemptState{
+	wire.State_ACCEPTED:      roles.AttemptAccepted,
+	wire.State_INTENDED:      roles.AttemptIntended,
+	wire.State_RUNNING:       roles.AttemptRunning,
+	wire.State_EXITED:        roles.AttemptExited,
+	wire.State_NEVER_STARTED: roles.AttemptNeverStarted,
+	wire.State_UNKNOWN:       roles.AttemptUnknown,
+}
+
+func reportOf(agent string, a *wire.Attempt) roles.Report {
+	return roles.Report{
+		Agent: agent, Step: a.GetStep(), Attempt: int(a.GetAttempt()), State: attemptStates[a.GetState()],
+		ExitCode: int(a.GetEnd().GetCode()), Signal: int(a.GetEnd().GetSignal()), Reason: a.GetEnd().GetReason(),
+		TimedOut: a.GetEnd().GetStopped() == wire.Stop_TIMED_OUT, Killed: a.GetEnd().GetStopped() == wire.Stop_KILLED,
+		StartedAt: stampOf(a.GetStartedUnixNano()), FinishedAt: stampOf(a.GetEndedUnixNano()),
+	}
+}
+
+func stampOf(nanos int64) roles.Stamp {
+	if nanos == 0 {
+		return ""
+	}
+	return roles.StampOf(time.Unix(0, nanos))
+}

@@ -1,0 +1,345 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"uac/coord"
+	"uac/roles"
+	"uac/roles/controller/api"
+)
+
+// Accept makes a request durable, in one transaction with its idempotency key
+// and, if this controller may own it, its claim. From then on the request
+// exists and will reach a final status.
+func (c *Controller) Accept(ctx context.Context, a api.Actor, spec api.RunSpec, key string) (api.Request, bool, error) {
+	none := func(err error) (api.Request, bool, error) { return api.Request{}, false, err }
+	s, err := c.current()
+	if err != nil {
+		return none(err)
+	}
+	if err := c.member.CheckRoom(coord.RoomForRequests); err != nil {
+		return none(fmt.Errorf("%w: %w", api.ErrNoRoom, err))
+	}
+	if key != "" {
+		if req, found, err := c.accepted(key, spec); found || err != nil {
+			return req, false, err
+		}
+	}
+	proc, err := c.GetProcess(ctx, spec.Process)
+	if err != nil {
+		return none(err)
+	}
+	id := newID()
+	req, err := roles.NewRequest(&proc, roles.RequestOptions{
+		ID: id, Params: spec.Params, RequestedBy: a.Name, RequestedAt: now(), IdempotencyKey: key,
+	})
+	if err != nil {
+		return none(fmt.Errorf("%w: %w", api.ErrInvalid, err))
+	}
+	snap := c.member.View().Snapshot()
+	if err := knownAgents(snap, &req.Process); err != nil {
+		return none(err)
+	}
+	text, err := req.Encode()
+	if err != nil {
+		return none(fmt.Errorf("%w: %w", api.ErrInvalid, err))
+	}
+	number, _ := c.member.Generation()
+	generation := uint64(number)
+	state, err := roles.NewState(req, generation)
+	if err != nil {
+		return none(err)
+	}
+	tx := coord.Tx{
+		If: []coord.Cond{coord.Absent(specKey(id))},
+		Then: []coord.Write{
+			coord.Put(specKey(id), text),
+			coord.Put(statusKey(id), encode(state.Record)),
+			c.audit(a, "request.accepted", id, map[string]string{"process": proc.Name}),
+		},
+	}
+	if key != "" {
+		tx.If = append(tx.If, coord.Absent(idemKey(key)))
+		tx.Then = append(tx.Then, coord.Put(idemKey(key), encode(idemRecord{Request: id, Digest: req.Digest})))
+	}
+	mine := c.eligible(snap).fresh[c.cfg.Name]
+	if mine {
+		tx.Then = append(tx.Then, coord.Put(claimKey(id), encode(claimRecord{Node: c.cfg.Name, Epoch: s.Epoch(), Generation: generation})))
+	}
+	// The desk takes the request over on the chain's goroutine's word, whether or
+	// not the client is still there to hear of it.
+	d := c.desk.Load()
+	type outcome struct {
+		res coord.Result
+		err error
+	}
+	done := make(chan outcome, 1)
+	s.Submit(tx, func(res coord.Result, err error) {
+		if err == nil && res.Won && mine && d != nil {
+			d.mail.post(func() {
+				d.take(id, state, roles.Fence{Generation: generation, Revision: res.Revision})
+			})
+		}
+		done <- outcome{res, err}
+	})
+	select {
+	case <-ctx.Done():
+		return none(fmt.Errorf("%w: whether the request was accepted is unknown: %w", api.ErrUnavailable, ctx.Err()))
+	case o := <-done:
+		if o.err != nil {
+			return none(unavailable(o.err))
+		}
+		// The answer may be used for a read at once, here or elsewhere.
+		if err := c.member.View().Wait(ctx, o.res.Revision); err != nil {
+			return none(unavailable(err))
+		}
+		if !o.res.Won {
+			req, found, err := c.accepted(key, spec)
+			if err == nil && !found {
+				err = fmt.Errorf("%w: request id %s is taken", api.ErrConflict, id)
+			}
+			return req, false, err
+		}
+	}
+	r, err := c.GetRequest(ctx, id)
+	return r, true, err
+}
+
+// accepted returns the request that an idempotency key created.
+func (c *Controller) accepted(key string, spec api.RunSpec) (api.Request, bool, error) {
+	snap := c.member.View().Snapshot()
+	kv, ok := snap.Get(idemKey(key))
+	if !ok {
+		return api.Request{}, false, nil
+	}
+	rec, err := decode[idemRecord](kv)
+	if err != nil {
+		return api.Request{}, false, err
+	}
+	if rec.Digest != roles.ContentDigest(spec.Process, spec.Params) {
+		return api.Request{}, true, fmt.Errorf("%w: idempotency key %q was used for request %s with other content", api.ErrConflict, key, rec.Request)
+	}
+	r, err := c.requestIn(snap, rec.Request)
+	return r, true, err
+}
+
+// knownAgents refuses a process whose agents were never seen.
+func knownAgents(snap coord.Snapshot, p *roles.Process) error {
+	for _, sel := range p.Selectors() {
+		found := false
+		var names []string
+		for kv := range snap.Range(prefixAgents) {
+			rec, err := decode[agentRecord](kv)
+			if err != nil {
+				continue
+			}
+			names = append(names, rec.Name)
+			if sel.Matches(rec.Name, rec.Labels) {
+				found = true
+				break
+			}
+		}
+		if !found {
+			if len(names) > 10 {
+				names = append(names[:10], "...")
+			}
+			return fmt.Errorf("%w: no agent matches %s; known agents: %s", api.ErrInvalid, sel, strings.Join(names, ", "))
+		}
+	}
+	return nil
+}
+
+// GetRequest returns a request as this controller shows it.
+func (c *Controller) GetRequest(_ context.Context, id string) (api.Request, error) {
+	return c.requestIn(c.member.View().Snapshot(), id)
+}
+
+func (c *Controller) requestIn(snap coord.Snapshot, id string) (api.Request, error) {
+	state, claim, fence, ok, err := loadRequest(snap, id)
+	if !ok {
+		return api.Request{}, fmt.Errorf("%w: request %q", api.ErrNotFound, id)
+	}
+	if err != nil {
+		return api.Request{}, err
+	}
+	return view(snap, state, claim, fence), nil
+}
+
+func view(snap coord.Snapshot, state roles.State, claim claimRecord, fence roles.Fence) api.Request {
+	v := state.View()
+	r := api.Request{
+		ID: v.ID, Process: v.Process, Status: v.Status, Params: v.Params,
+		RequestedBy: v.RequestedBy, RequestedAt: v.RequestedAt, StartedAt: v.StartedAt, FinishedAt: v.FinishedAt,
+		Steps: make([]api.Step, len(v.Steps)),
+	}
+	switch {
+	case v.Held:
+		r.Reason = "held: the cluster went on after a loss of history; release it when you have looked"
+	case v.Cancel != nil:
+		r.Reason = "cancelled by " + v.Cancel.By
+		if v.Cancel.Why != "" {
+			r.Reason += ": " + v.Cancel.Why
+		}
+	}
+	if claim.Node != "" {
+		r.Fence = fmt.Sprintf("%d.%d", fence.Generation, fence.Revision)
+		if coord.SessionEpoch(snap, claim.Node) == claim.Epoch {
+			r.Owner = claim.Node
+		}
+	}
+	for i, st := range v.Steps {
+		r.Steps[i] = api.Step{
+			Name: st.Name, Status: st.Status, Attempt: st.Attempt, Agent: st.Agent, ExitCode: st.ExitCode,
+			Needs: st.Needs, On: st.On, Reason: st.Reason, Unreachable: st.Unreachable,
+			StartedAt: st.StartedAt, FinishedAt: st.FinishedAt,
+		}
+		if r.Steps[i].Reason == "" && st.Status == roles.StepReady && !st.BackingOff && !v.Status.Final() {
+			r.Steps[i].Reason = "waits for an agent that matches " + state.Def(i).Agent.String()
+		}
+	}
+	return r
+}
+
+// ListRequests lists requests, the newest first.
+func (c *Controller) ListRequests(_ context.Context, f api.RequestFilter) ([]api.Request, error) {
+	snap := c.member.View().Snapshot()
+	var ids []string
+	for kv := range snap.Range(prefixRequests) {
+		if id, rest := requestOf(kv.Key, prefixRequests); rest == "status" {
+			rec, err := decode[roles.Record](kv)
+			if err != nil || f.Status != "" && rec.Status != f.Status || f.Open && rec.Status.Final() {
+				continue
+			}
+			ids = append(ids, id)
+		}
+	}
+	slices.Reverse(ids)
+	out := []api.Request{}
+	for _, id := range ids {
+		r, err := c.requestIn(snap, id)
+		if err != nil {
+			return nil, err
+		}
+		if f.Process != "" && r.Process != f.Process {
+			continue
+		}
+		out = append(out, r)
+		if f.Limit > 0 && len(out) == f.Limit {
+			break
+		}
+	}
+	return out, nil
+}
+
+// ownedByNode counts the open requests of every node.
+func (c *Controller) ownedByNode() map[string]int {
+	snap := c.member.View().Snapshot()
+	counts := map[string]int{}
+	for kv := range snap.Range(prefixRequests) {
+		id, rest := requestOf(kv.Key, prefixRequests)
+		if rest != "status" {
+			continue
+		}
+		if rec, err := decode[roles.Record](kv); err != nil || rec.Status.Final() {
+			continue
+		}
+		if kv, ok := snap.Get(claimKey(id)); ok {
+			if claim, err := decode[claimRecord](kv); err == nil && coord.SessionEpoch(snap, claim.Node) == claim.Epoch {
+				counts[claim.Node]++
+			}
+		}
+	}
+	return counts
+}
+
+// WatchRequest calls f with the request now and after every change, until it is
+// final or in doubt.
+func (c *Controller) WatchRequest(ctx context.Context, id string, f func(api.Request) error) error {
+	changed := make(chan struct{}, 1)
+	mine := prefixRequests + id + "/"
+	_, stop := c.member.View().Follow(func(b coord.Batch) {
+		for _, ch := range b.Changes {
+			if strings.HasPrefix(ch.Key, mine) || ch.Key == claimKey(id) {
+				select {
+				case changed <- struct{}{}:
+				default:
+				}
+				return
+			}
+		}
+	})
+	defer stop()
+	for {
+		r, err := c.GetRequest(ctx, id)
+		if err != nil {
+			return err
+		}
+		if err := f(r); err != nil {
+			return err
+		}
+		if r.Status.Final() || r.Status == roles.RequestInDoubt {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if err := c.Ready(); err != nil {
+			return err // the client goes on with another controller
+		}
+	}
+}
+
+// Cancel orders that nothing of the request starts any more and that what runs
+// is killed. The order's commit is its acknowledgement.
+func (c *Controller) Cancel(ctx context.Context, a api.Actor, id string) error {
+	return c.tell(ctx, a, id, command{Kind: "cancel", By: a.Name, Why: a.Why})
+}
+
+// Resolve says how a step that is in doubt ended, or that it is to run again.
+func (c *Controller) Resolve(ctx context.Context, a api.Actor, id, step, as string, force bool) error {
+	return c.tell(ctx, a, id, command{Kind: "resolve", By: a.Name, Why: a.Why, Step: step, As: roles.Verdict(as), Force: force})
+}
+
+// Release lets a held request go on.
+func (c *Controller) Release(ctx context.Context, a api.Actor, id string) error {
+	return c.tell(ctx, a, id, command{Kind: "release", By: a.Name, Why: a.Why})
+}
+
+// tell puts a command into a request's inbox after checking that it fits the
+// request as it is now.
+func (c *Controller) tell(ctx context.Context, a api.Actor, id string, cmd command) error {
+	s, err := c.current()
+	if err != nil {
+		return err
+	}
+	if err := c.member.Sync(ctx); err != nil {
+		return unavailable(err)
+	}
+	state, _, _, ok, err := loadRequest(c.member.View().Snapshot(), id)
+	switch {
+	case !ok:
+		return fmt.Errorf("%w: request %q", api.ErrNotFound, id)
+	case err != nil:
+		return err
+	}
+	if _, _, err := roles.Next(state, cmd.event(), now()); err != nil {
+		if errors.Is(err, roles.ErrConflict) {
+			return fmt.Errorf("%w: %w", api.ErrConflict, err)
+		}
+		return fmt.Errorf("%w: %w", api.ErrInvalid, err)
+	}
+	res, err := s.Commit(ctx, coord.Tx{Then: []coord.Write{
+		coord.Put(inboxKey(id, newID()), encode(cmd)),
+		c.audit(a, "request."+cmd.Kind, id, map[string]string{"step": cmd.Step, "as": string(cmd.As)}),
+	}})
+	if err != nil {
+		return unavailable(err)
+	}
+	return c.member.View().Wait(ctx, res.Revision)
+}
