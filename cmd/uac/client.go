@@ -38,6 +38,7 @@ const (
 const (
 	connectTimeout = 2 * time.Second
 	answerTimeout  = 15 * time.Second // to the first byte of the answer
+	idleTimeout    = 10 * time.Second // between two parts of it; streams show every 2 s that they live
 	maxAnswer      = 64 << 20
 )
 
@@ -98,6 +99,8 @@ type client struct {
 	// patience is how long all servers may be out of reach before a call
 	// fails: long enough for a fail-over.
 	patience time.Duration
+	// idle is how long a server may be silent in the middle of an answer.
+	idle time.Duration
 
 	next     int   // the server to try first: the last one that answered
 	revision int64 // of the newest write seen; later reads wait for it
@@ -124,6 +127,7 @@ func (a *app) newClient() (*client, error) {
 		servers:  c.Server,
 		token:    c.Token,
 		patience: 3 * time.Second,
+		idle:     idleTimeout,
 		http: &http.Client{
 			Transport: &http.Transport{
 				Proxy:                 http.ProxyFromEnvironment,
@@ -164,30 +168,34 @@ type call struct {
 
 // send makes a call and reads the answer into out, if that is not nil.
 func (c *client) send(ctx context.Context, k call, out any) error {
-	body, err := c.stream(ctx, k)
+	resp, err := c.do(ctx, k, readWhole)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = body.Close() }() // read to its end, or given up
-	data, err := io.ReadAll(io.LimitReader(body, maxAnswer+1))
-	if err != nil {
-		return fail(exitUnreachable, "%s %s: read the answer: %w", k.method, k.path, err)
-	}
-	if len(data) > maxAnswer {
-		return fmt.Errorf("%s %s: the answer is larger than %d bytes", k.method, k.path, maxAnswer)
-	}
+	defer func() { _ = resp.Body.Close() }() // it is in memory
 	if out == nil {
 		return nil
 	}
-	if err := json.Unmarshal(data, out); err != nil {
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
 		return fmt.Errorf("%s %s: decode the answer: %w", k.method, k.path, err)
 	}
 	return nil
 }
 
 // stream makes a call and returns the body of its answer, which the caller
-// closes.
+// closes. A body that ends early or goes silent is an error of its reader, who
+// knows from where to go on.
 func (c *client) stream(ctx context.Context, k call) (io.ReadCloser, error) {
+	resp, err := c.do(ctx, k, func(*http.Response) error { return nil })
+	if err != nil {
+		return nil, err
+	}
+	return resp.Body, nil
+}
+
+// do makes a call. A server whose answer accept cannot take counts as one that
+// did not answer.
+func (c *client) do(ctx context.Context, k call, accept func(*http.Response) error) (*http.Response, error) {
 	body, err := k.encode()
 	if err != nil {
 		return nil, err
@@ -201,8 +209,15 @@ func (c *client) stream(ctx context.Context, k call) (io.ReadCloser, error) {
 	for deadline, pause := time.Now().Add(c.patience), 20*time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
 		for range c.servers {
 			resp, err := c.try(ctx, c.servers[c.next], k, body, requestID)
+			if err == nil && resp.StatusCode < 300 {
+				if err = accept(resp); err == nil {
+					c.remember(k, resp)
+					return resp, nil
+				}
+				_ = resp.Body.Close() // given up
+			}
 			if err == nil {
-				return c.answer(k, resp)
+				return nil, fail(codeOfStatus(resp.StatusCode), "%w", problemOf(resp))
 			}
 			if ctx.Err() != nil {
 				return nil, fmt.Errorf("%s %s: %w", k.method, k.path, context.Cause(ctx))
@@ -221,6 +236,30 @@ func (c *client) stream(ctx context.Context, k call) (io.ReadCloser, error) {
 			timer.Stop()
 			return nil, fmt.Errorf("%s %s: %w", k.method, k.path, context.Cause(ctx))
 		}
+	}
+}
+
+// readWhole takes the body of an answer into memory.
+func readWhole(resp *http.Response) error {
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	if err != nil {
+		return fmt.Errorf("read the answer: %w", err)
+	}
+	if len(data) > maxAnswer {
+		return fmt.Errorf("the answer is larger than %d bytes", maxAnswer)
+	}
+	_ = resp.Body.Close() // read to its end
+	resp.Body = io.NopCloser(bytes.NewReader(data))
+	return nil
+}
+
+// remember keeps the revision of a write, for later reads.
+func (c *client) remember(k call, resp *http.Response) {
+	if k.reads() {
+		return
+	}
+	if revision, err := strconv.ParseInt(resp.Header.Get(headerRevision), 10, 64); err == nil {
+		c.revision = max(c.revision, revision)
 	}
 }
 
@@ -247,8 +286,10 @@ func (c *client) try(ctx context.Context, server string, k call, body []byte, re
 	if len(k.query) > 0 {
 		target += "?" + k.query.Encode()
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
 	req, err := http.NewRequestWithContext(ctx, k.method, target, bytes.NewReader(body))
 	if err != nil {
+		cancel(nil)
 		return nil, err
 	}
 	req.Header.Set("Accept", "application/json, application/problem+json")
@@ -270,8 +311,10 @@ func (c *client) try(ctx context.Context, server string, k call, body []byte, re
 
 	resp, err := c.http.Do(req)
 	if err != nil {
+		cancel(nil)
 		return nil, reasonOf(err)
 	}
+	resp.Body = &watchedBody{ReadCloser: resp.Body, ctx: ctx, cancel: cancel, idle: c.idle}
 	switch resp.StatusCode {
 	case http.StatusServiceUnavailable, http.StatusBadGateway, http.StatusGatewayTimeout, http.StatusTooManyRequests:
 		return nil, problemOf(resp)
@@ -279,22 +322,36 @@ func (c *client) try(ctx context.Context, server string, k call, body []byte, re
 	return resp, nil
 }
 
-func (k *call) reads() bool { return k.method == http.MethodGet || k.method == http.MethodHead }
+// errSilent is returned by a body whose server stopped in the middle of it.
+var errSilent = errors.New("the server went silent")
 
-// answer returns the body of a successful answer, or the error that the server
-// reported.
-func (c *client) answer(k call, resp *http.Response) (io.ReadCloser, error) {
-	if resp.StatusCode < 200 || resp.StatusCode > 299 {
-		p := problemOf(resp)
-		return nil, fail(codeOfStatus(resp.StatusCode), "%w", p)
-	}
-	if !k.reads() {
-		if revision, err := strconv.ParseInt(resp.Header.Get(headerRevision), 10, 64); err == nil {
-			c.revision = max(c.revision, revision)
-		}
-	}
-	return resp.Body, nil
+// watchedBody is a body that does not wait for ever: a server that is frozen
+// while it answers keeps its connection open.
+type watchedBody struct {
+	io.ReadCloser
+	ctx    context.Context // of the request
+	cancel context.CancelCauseFunc
+	idle   time.Duration
 }
+
+// Read implements io.Reader.
+func (b *watchedBody) Read(p []byte) (int, error) {
+	timer := time.AfterFunc(b.idle, func() { b.cancel(errSilent) })
+	n, err := b.ReadCloser.Read(p)
+	timer.Stop()
+	if err != nil && errors.Is(context.Cause(b.ctx), errSilent) {
+		err = errSilent
+	}
+	return n, err
+}
+
+// Close implements io.Closer.
+func (b *watchedBody) Close() error {
+	defer b.cancel(nil)
+	return b.ReadCloser.Close()
+}
+
+func (k *call) reads() bool { return k.method == http.MethodGet || k.method == http.MethodHead }
 
 // codeOfStatus maps an HTTP status to an exit code.
 func codeOfStatus(status int) exitCode {

@@ -152,6 +152,44 @@ func TestClientFailsOver(t *testing.T) {
 	}
 }
 
+// A server that stops in the middle of its answer has not answered.
+func TestClientFailsOverInTheMiddle(t *testing.T) {
+	begin := func(w http.ResponseWriter) {
+		w.Header().Set("Content-Length", "100")
+		answer(w, http.StatusOK, `{"half":`)
+		_ = http.NewResponseController(w).Flush() // the client's test sees what is missing
+	}
+	killed := fakeServer(t, func(w http.ResponseWriter, _ *http.Request) {
+		begin(w)
+		panic(http.ErrAbortHandler)
+	})
+	frozen := fakeServer(t, func(w http.ResponseWriter, r *http.Request) {
+		begin(w)
+		<-r.Context().Done() // until the client gives up
+	})
+	good := fakeServer(t, func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, `{"whole":true}`) })
+	c := testClient(t, good, killed.URL, frozen.URL, good.URL)
+	c.idle = 100 * time.Millisecond
+	var out struct{ Whole bool }
+	if err := c.get(t.Context(), "/v1/x", nil, &out); err != nil || !out.Whole {
+		t.Errorf("got %+v, %v", out, err)
+	}
+
+	c = testClient(t, good, frozen.URL)
+	c.idle = 100 * time.Millisecond
+	body, err := c.stream(t.Context(), call{method: http.MethodGet, path: "/v1/x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := io.ReadAll(body)
+	if string(data) != `{"half":` || !errors.Is(err, errSilent) {
+		t.Errorf("the stream held %q, then %v", data, err)
+	}
+	if err := body.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // While a fail-over is under way nobody can serve; the client outlasts it.
 func TestClientWaitsForFailover(t *testing.T) {
 	var calls atomic.Int32
@@ -193,7 +231,7 @@ func TestClientErrors(t *testing.T) {
 		{500, `<html>`, exitFailed, "the server answered 500 Internal Server Error"},
 		{307, ``, exitFailed, "the server answered 307 Temporary Redirect"},
 		{503, `{"detail":"the mount is away"}`, exitUnreachable, "no server could answer: " + s.URL + ": the mount is away"},
-		{200, `{`, exitFailed, "GET /v1/x: decode the answer: unexpected end of JSON input"},
+		{200, `{`, exitFailed, "GET /v1/x: decode the answer: unexpected EOF"},
 	} {
 		status, body = tt.status, tt.body
 		var out struct{}

@@ -27,6 +27,8 @@ type daemonDeps struct {
 	origins config.Origins
 	log     *slog.Logger
 	build   buildInfo
+	// endNow ends the process at once, or replaces it by a new one.
+	endNow func(restart bool)
 }
 
 // daemonOptions are the flags of a daemon, and of the verbs that look at a
@@ -104,13 +106,18 @@ func runDaemon(ctx context.Context, a *app, opts daemonOptions, daemons map[role
 	if serve == nil {
 		return usageError("role %s is not supported by this version of uac", cfg.Node.Role)
 	}
-	d := daemonDeps{cfg: cfg, origins: origins, build: thisBuild()}
+	d := daemonDeps{cfg: cfg, origins: origins, build: thisBuild(), endNow: endNow}
 	d.log = newLogger(a, cfg.Log).With("node", cfg.Node.Name)
 	for _, w := range cfg.Warnings() {
 		d.log.Warn("questionable configuration", "problem", w)
 	}
 	d.log.Info("starting", "role", cfg.Node.Role, "cluster", cfg.Cluster.Name, "version", d.build.Version, "data_dir", cfg.Node.DataDir)
-	if err := serve(ctx, d); err != nil {
+	err = serve(ctx, d)
+	if errors.Is(err, errRestart) {
+		d.log.Info("starting again")
+		reexec()
+	}
+	if err != nil {
 		return fmt.Errorf("%s %s: %w", cfg.Node.Role, cfg.Node.Name, err)
 	}
 	d.log.Info("stopped")
@@ -122,9 +129,24 @@ func runDaemon(ctx context.Context, a *app, opts daemonOptions, daemons map[role
 func (d *daemonDeps) listen(ctx context.Context, key, addr string) (net.Listener, error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", addr)
-	if err == nil {
-		return l, nil
+	if err != nil {
+		return nil, d.listenError(key, addr, err)
 	}
+	return l, nil
+}
+
+// free reports whether an address can be bound that a component binds itself,
+// later and less clearly.
+func (d *daemonDeps) free(ctx context.Context, key, addr string) error {
+	l, err := d.listen(ctx, key, addr)
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}
+
+// listenError says in words why the address of a setting cannot be bound.
+func (d *daemonDeps) listenError(key, addr string, err error) error {
 	reason := err.Error()
 	for _, known := range []struct {
 		errno  syscall.Errno
@@ -143,5 +165,5 @@ func (d *daemonDeps) listen(ctx context.Context, key, addr string) (net.Listener
 	if origin.Source == config.FromDefault {
 		where = slices.Delete(where, 0, 1)
 	}
-	return nil, usageError("%s", strings.Join(where, ": "))
+	return usageError("%s", strings.Join(where, ": "))
 }

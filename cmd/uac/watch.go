@@ -1,6 +1,125 @@
 package main
 
-import "context"
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"uac/coord"
+	"uac/roles"
+	"uac/roles/controller/api"
+	"uac/roles/watch"
+	"uac/roles/wire"
+	"uac/roles/wire/pki"
+)
 
 // runWatch runs a node with the role watch.
-func runWatch(_ context.Context, _ daemonDeps) error { return errNotWired }
+func runWatch(ctx context.Context, d daemonDeps) error {
+	cfg := d.cfg
+	store, err := pki.Load(cfg.PKI.Dir, d.log)
+	if err != nil {
+		return usageError("certificates: %w", err)
+	}
+	apiTLS, err := store.APIServer()
+	if err != nil {
+		return usageError("certificates: %w", err)
+	}
+	apiListener, err := d.listen(ctx, "listen.api", cfg.Listen.API)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = apiListener.Close() }()
+	node, err := newMember(ctx, d, store)
+	if err != nil {
+		return err
+	}
+	defer node.dialer.close()
+	ctx, end := newEnding(ctx, d)
+	defer end.stop()
+
+	url := apiURL(cfg, apiListener.Addr())
+	w := watch.New(watch.Config{
+		Host: node.host, IP: node.ip, API: url, Version: d.build.Version, BuildDate: d.build.Date,
+	}, watch.Deps{Member: node.member, End: end.end, Log: d.log})
+	self := func() api.Self {
+		st := node.member.Status()
+		n := api.Node{
+			Name: cfg.Node.Name, Role: roles.RoleWatch, Mode: roles.ModeOffline, Host: node.host, IP: node.ip, API: url,
+			Version: d.build.Version, Started: w.Started(), LastSeen: time.Now(),
+			UptimeSeconds: int64(time.Since(w.Started()) / time.Second),
+		}
+		if s := w.Session(); s != nil && s.Check() == nil {
+			n.Mode, n.Epoch = roles.ModePassive, s.Epoch()
+		}
+		return api.Self{Node: n, BuildID: d.build.Commit, BuildDate: d.build.Date, Reason: st.Reason}
+	}
+	members := wire.NewServer(wire.Options{})
+
+	below, stopBelow := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBelow()
+	g, below := errgroup.WithContext(below)
+	g.Go(func() error { return node.links.Run(below) })
+	g.Go(func() error { return serveGRPC(below, node.links.Class(wire.ClassMember), members) })
+	g.Go(func() error {
+		return api.Serve(below, tls.NewListener(apiListener, apiTLS), api.NewProbes(self, nil), d.log)
+	})
+	g.Go(func() error { return node.member.Run(below) })
+	g.Go(func() error {
+		return renewFrom(below, d, store, func(ctx context.Context, r *wire.RenewRequest) (*wire.Certificate, error) {
+			var errs []error
+			for _, m := range cfg.Members {
+				if coord.Role(m.Role) != coord.RoleController {
+					continue
+				}
+				client, err := node.dialer.dial(ctx, m.Name)
+				if err == nil {
+					var cert *wire.Certificate
+					if cert, err = client.Renew(ctx, r); err == nil {
+						return cert, nil
+					}
+				}
+				errs = append(errs, err)
+			}
+			return nil, errors.Join(errs...)
+		})
+	})
+	g.Go(func() error {
+		defer stopBelow()
+		return w.Run(eitherDone(ctx, below))
+	})
+	return end.after(memberError(g.Wait()))
+}
+
+// renewFrom renews this node's certificates from two thirds of their lifetime
+// on, over a link to a controller.
+func renewFrom(ctx context.Context, d daemonDeps, store *pki.Store, ask func(context.Context, *wire.RenewRequest) (*wire.Certificate, error)) error {
+	tick := time.NewTicker(renewEvery)
+	defer tick.Stop()
+	for {
+		due, err := store.Renewals(time.Now())
+		if err != nil {
+			d.log.Error("certificates not looked at", "error", err)
+		}
+		for _, r := range due {
+			callCtx, cancel := context.WithTimeout(ctx, 10*time.Second)
+			cert, err := ask(callCtx, &wire.RenewRequest{Ca: string(r.CA), Csr: r.CSR, Current: r.Current})
+			cancel()
+			if err == nil {
+				err = store.Install(r.CA, cert.GetChain())
+			}
+			if err != nil {
+				d.log.Warn("certificate not renewed; trying again later", "ca", r.CA, "error", err)
+				continue
+			}
+			d.log.Info("certificate renewed", "ca", r.CA)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"google.golang.org/grpc"
+
+	"uac/config"
+	"uac/coord"
+	"uac/roles/wire"
+	"uac/roles/wire/pki"
+)
+
+// memberNode is what controllers and watches have in common: certificates, the
+// port for node links, and the part in the coordination cluster.
+type memberNode struct {
+	store  *pki.Store
+	links  *wire.Listener
+	member *coord.Member
+	dialer *memberDialer
+	host   string
+	ip     string
+}
+
+// newMember builds the common part. classes are what the role serves on its
+// link port besides pulses and calls of other members.
+func newMember(ctx context.Context, d daemonDeps, store *pki.Store, classes ...wire.Class) (*memberNode, error) {
+	cfg := d.cfg
+	server, err := store.MemberServer()
+	if err != nil {
+		return nil, err
+	}
+	if err := d.free(ctx, "listen.raft", cfg.Listen.Raft); err != nil {
+		return nil, err
+	}
+	members := []pki.Role{pki.Controller, pki.Watch}
+	classes = append(classes,
+		wire.Class{Name: wire.ClassPulse, TLS: server, Roles: members},
+		wire.Class{Name: wire.ClassMember, TLS: server, Roles: members})
+	links, err := wire.Listen(wire.ListenConfig{Addr: cfg.Listen.Link, Log: d.log}, classes...)
+	if err != nil {
+		return nil, d.listenError("listen.link", cfg.Listen.Link, err)
+	}
+	n := &memberNode{store: store, links: links, dialer: newMemberDialer(cfg, store)}
+	n.host, n.ip = whereAmI(cfg)
+
+	files, err := store.PeerFiles()
+	if err != nil {
+		return nil, errors.Join(err, links.Close())
+	}
+	cc := coord.DefaultConfig()
+	cc.Name, cc.Role, cc.Cluster = cfg.Node.Name, coord.Role(cfg.Node.Role), cfg.Cluster.Name
+	cc.DataDir = filepath.Join(cfg.Node.DataDir, "coord")
+	cc.RaftListen = cfg.Listen.Raft
+	for _, m := range cfg.Members {
+		cc.Peers = append(cc.Peers, coord.Peer{Name: m.Name, Role: coord.Role(m.Role), Raft: m.RaftAddr(), Link: m.LinkAddr()})
+	}
+	cc.SilenceTimeout, cc.StallTimeout = cfg.Cluster.SilenceTimeout, cfg.Cluster.StallTimeout
+	cc.JoinTimeout, cc.Lease = cfg.Cluster.JoinTimeout, cfg.Cluster.Lease
+	cc.Failover, cc.QuotaBytes = coord.Failover(cfg.Cluster.Failover), cfg.Etcd.Quota
+	n.member, err = coord.New(cc, coord.Deps{
+		Log:     d.log,
+		Version: d.build.Version,
+		Raft:    &coord.TLSFiles{Cert: files.CertFile, Key: files.KeyFile, CA: files.CAFile, ServerName: files.ServerName},
+		Pulses:  links.Class(wire.ClassPulse),
+		DialPulse: func(ctx context.Context, p coord.Peer) (net.Conn, error) {
+			conf, err := store.MemberClient(p.Name)
+			if err != nil {
+				return nil, err
+			}
+			conn, err := wire.Dial(ctx, wire.ClassPulse, p.Link, conf)
+			if err != nil {
+				return nil, err // not a nil *tls.Conn in an interface
+			}
+			return conn, nil
+		},
+		PulsePeer: func(c net.Conn) (string, error) {
+			conn, ok := c.(*tls.Conn)
+			if !ok {
+				return "", fmt.Errorf("pulse connection is a %T", c)
+			}
+			id, err := pki.PeerIdentity(conn.ConnectionState())
+			return id.Name, err
+		},
+	})
+	if err != nil {
+		return nil, errors.Join(usageError("%w", err), links.Close())
+	}
+	return n, nil
+}
+
+// memberError gives errors of the coordination member their exit code: a member
+// that must be replaced is a thing for an operator, not for a restart.
+func memberError(err error) error {
+	if errors.Is(err, coord.ErrReplace) {
+		return usageError("%w", err)
+	}
+	return err
+}
+
+// whereAmI returns the host name and an address of this node, for people.
+func whereAmI(cfg config.Config) (host, ip string) {
+	host, _ = os.Hostname()
+	ip = cfg.Node.Advertise
+	if net.ParseIP(ip) == nil {
+		if addrs, err := net.LookupHost(cfg.Node.Advertise); err == nil && len(addrs) > 0 {
+			ip = addrs[0]
+		}
+	}
+	return host, ip
+}
+
+// apiURL is where this node's API is reached.
+func apiURL(cfg config.Config, listen net.Addr) string {
+	_, port, err := net.SplitHostPort(listen.String())
+	if err != nil {
+		return ""
+	}
+	host := cfg.Node.Advertise
+	if h, _, err := net.SplitHostPort(cfg.Listen.API); err == nil && h != "" && !net.ParseIP(h).IsUnspecified() {
+		host = h
+	}
+	return "https://" + net.JoinHostPort(host, port)
+}
+
+// memberDialer keeps one connection to the member service of every other
+// member. Safe for concurrent use.
+type memberDialer struct {
+	store *pki.Store
+	addrs map[string]string
+
+	mu    sync.Mutex // guards conns
+	conns map[string]*grpc.ClientConn
+}
+
+func newMemberDialer(cfg config.Config, store *pki.Store) *memberDialer {
+	d := &memberDialer{store: store, addrs: map[string]string{}, conns: map[string]*grpc.ClientConn{}}
+	for _, m := range cfg.Members {
+		d.addrs[m.Name] = m.LinkAddr()
+	}
+	return d
+}
+
+// dial returns the member service of a node.
+func (d *memberDialer) dial(_ context.Context, node string) (wire.MemberClient, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	conn := d.conns[node]
+	if conn == nil {
+		addr, ok := d.addrs[node]
+		if !ok {
+			return nil, fmt.Errorf("%s is not a configured member", node)
+		}
+		conf, err := d.store.MemberClient(node)
+		if err != nil {
+			return nil, err
+		}
+		if conn, err = wire.NewClient(wire.ClassMember, addr, conf, wire.Options{}); err != nil {
+			return nil, err
+		}
+		d.conns[node] = conn
+	}
+	return wire.NewMemberClient(conn), nil
+}
+
+func (d *memberDialer) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, c := range d.conns {
+		_ = c.Close()
+	}
+}
+
+// serveGRPC serves one class until ctx ends.
+func serveGRPC(ctx context.Context, ln net.Listener, s *grpc.Server) error {
+	stop := context.AfterFunc(ctx, s.Stop)
+	defer stop()
+	if err := s.Serve(ln); err != nil && ctx.Err() == nil {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,87 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+	"unicode"
+
+	"uac/roles"
+	"uac/roles/wire/pki"
+)
+
+// joinTTL is the lifetime of a join token that was asked for without one.
+const joinTTL = time.Hour
+
+func (s *Server) adminRoutes(d *definer) {
+	define(d, route{pattern: "GET /v1/locks", id: "list-locks", summary: "List who holds and who waits for locks"},
+		func(ctx context.Context, _ *struct{}) (*output[[]Lock], error) {
+			return listOf(s.backend.ListLocks(ctx))
+		})
+	define(d, route{pattern: "DELETE /v1/locks/{name}", id: "release-lock", summary: "Take a lock away from its holder", status: 204},
+		func(ctx context.Context, in *struct {
+			WhyQuery
+			Name string `path:"name" doc:"Name of the lock"`
+		}) (*struct{}, error) {
+			if err := named("lock", in.Name, roles.CheckName); err != nil {
+				return nil, err
+			}
+			return nil, s.backend.ReleaseLock(ctx, in.actor(ctx), in.Name)
+		})
+	define(d, route{pattern: "GET /v1/events", id: "list-events", summary: "List events, newest first"},
+		func(ctx context.Context, in *struct {
+			Limit int `query:"limit" default:"100" minimum:"1" maximum:"10000" doc:"At most so many"`
+		}) (*output[[]Event], error) {
+			return listOf(s.backend.ListEvents(ctx, in.Limit))
+		})
+	define(d, route{pattern: "GET /v1/tokens", id: "list-tokens", summary: "List tokens, without their secrets"},
+		func(ctx context.Context, _ *struct{}) (*output[[]Token], error) {
+			return listOf(s.backend.ListTokens(ctx))
+		})
+	define(d, route{pattern: "POST /v1/tokens", id: "create-token", status: http.StatusCreated,
+		summary: "Make a token for a person or program, or for a node to join. Its text is shown this once"}, s.createToken)
+	define(d, route{pattern: "DELETE /v1/tokens/{id}", id: "delete-token", summary: "Make a token worthless at once", status: 204},
+		func(ctx context.Context, in *struct {
+			WhyQuery
+			ID string `path:"id" doc:"Id of the token"`
+		}) (*struct{}, error) {
+			if err := named("token", in.ID, roles.CheckName); err != nil {
+				return nil, err
+			}
+			return nil, s.backend.DeleteToken(ctx, in.actor(ctx), in.ID)
+		})
+}
+
+// newToken is a token with its text.
+type newToken struct {
+	Text string `json:"token" doc:"The token itself: a secret"`
+	Token
+}
+
+func (s *Server) createToken(ctx context.Context, in *struct {
+	WhyQuery
+	Body struct {
+		Role    string         `json:"role" enum:"viewer,operator,admin,controller,watch,relay,agent" doc:"Of a person or program: viewer, operator, admin. Of a node that joins: watch, relay, agent"`
+		Name    string         `json:"name,omitempty" maxLength:"63" doc:"Whom the token stands for, or the name or name pattern of the node"`
+		TTL     roles.Duration `json:"ttl,omitempty" doc:"Lifetime, like 1h30m. Without one a join token lives 1h, others for ever"`
+		Replace bool           `json:"replace,omitempty" doc:"The node may take the place of one with the same name"`
+	}
+}) (*output[newToken], error) {
+	spec := TokenSpec{Role: in.Body.Role, Name: in.Body.Name, TTL: time.Duration(in.Body.TTL), Replace: in.Body.Replace}
+	_, err := pki.ParseAccess(spec.Role)
+	joins := err != nil
+	switch {
+	case spec.TTL < 0:
+		return nil, fmt.Errorf("%w: ttl %s: must not be negative", ErrInvalid, spec.TTL)
+	case strings.ContainsFunc(spec.Name, func(r rune) bool { return !unicode.IsPrint(r) }):
+		return nil, fmt.Errorf("%w: name %q: has characters that cannot be printed", ErrInvalid, spec.Name)
+	case joins && spec.TTL == 0:
+		spec.TTL = joinTTL
+	case !joins && spec.Replace:
+		return nil, fmt.Errorf("%w: replace is for join tokens: role %s joins nothing", ErrInvalid, spec.Role)
+	}
+	text, token, err := s.backend.CreateToken(ctx, in.actor(ctx), spec)
+	return oneOf(newToken{text, token}, err)
+}

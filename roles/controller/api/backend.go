@@ -1,0 +1,267 @@
+package api
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"uac/roles"
+)
+
+// Actor is who makes a call: what the audit records.
+type Actor struct {
+	// Name of the token, and its id.
+	Name, Token string
+	// From is the remote address, RequestID the id of the call.
+	From, RequestID string
+	// Why is the reason that the operator gave, if any.
+	Why string
+}
+
+// Node is one node as operators see it.
+type Node struct {
+	Name      string     `json:"name"`
+	Role      roles.Role `json:"role"`
+	Mode      roles.Mode `json:"mode"`
+	Paused    bool       `json:"paused"`
+	Preferred bool       `json:"preferred"`
+	Host      string     `json:"host"`
+	IP        string     `json:"ip"`
+	API       string     `json:"api"`
+	Version   string     `json:"version"`
+	Started   time.Time  `json:"started,omitzero"`
+	// LastSeen is when the answering node last heard of it, by its own clock.
+	LastSeen time.Time `json:"last_seen,omitzero"`
+	// UptimeSeconds is measured by the node itself, or by its start time.
+	UptimeSeconds int64 `json:"uptime_seconds"`
+	// Epoch of its session, 0 without one; Term is the epoch of its term.
+	Epoch int64 `json:"epoch"`
+	Term  int64 `json:"term,omitempty"`
+	// Requests that it owns and that are not final.
+	Requests int `json:"requests"`
+	// Held says who stopped it without fail-over, empty if nobody did.
+	Held string `json:"held,omitempty"`
+	// Failover says whether its loss would be taken over right now.
+	Failover Failover `json:"failover"`
+}
+
+// Failover says whether an automatic fail-over would work right now.
+type Failover struct {
+	Ready bool `json:"ready"`
+	// Why not, in words; empty if ready.
+	Why string `json:"why,omitempty"`
+	// Successor that would take over, for the Active.
+	Successor string `json:"successor,omitempty"`
+}
+
+// Self is what the probes tell of the answering node.
+type Self struct {
+	Node      Node
+	BuildID   string
+	BuildDate string
+	// Reason why the mode is Offline, or what the start waits for.
+	Reason string
+}
+
+// Nodes is what the node routes need. Orders return when the node has answered.
+type Nodes interface {
+	// Self never blocks and works without a cluster.
+	Self() Self
+	ListNodes(ctx context.Context) ([]Node, error)
+	// Switchover makes to (or the best successor, if empty) Active and returns
+	// the new Active's name.
+	Switchover(ctx context.Context, a Actor, to string) (string, error)
+	// Order gives verb (stop, restart, abort, drain) to a node. Arguments:
+	// stop: "failover" = "no"; abort: "restart" = "yes".
+	Order(ctx context.Context, a Actor, node, verb string, args map[string]string) (string, error)
+	// SetNode changes flags of a node; nil leaves one as it is.
+	SetNode(ctx context.Context, a Actor, node string, paused, preferred *bool) (Node, error)
+	RemoveNode(ctx context.Context, a Actor, node string) error
+	ConfirmLost(ctx context.Context, a Actor, nodes []string) (string, error)
+}
+
+// Processes is what the process routes need.
+type Processes interface {
+	ListProcesses(ctx context.Context) ([]roles.Process, error)
+	GetProcess(ctx context.Context, name string) (roles.Process, error)
+	// ApplyProcesses stores all of them or none. It reports for each whether it
+	// was created, changed or left unchanged.
+	ApplyProcesses(ctx context.Context, a Actor, ps []roles.Process, dryRun bool) ([]Applied, error)
+	DeleteProcess(ctx context.Context, a Actor, name string) error
+}
+
+// Applied is the outcome for one document.
+type Applied struct {
+	Kind   string `json:"kind"`
+	Name   string `json:"name"`
+	Result string `json:"result" enum:"created,changed,unchanged"`
+}
+
+// RunSpec asks for a run of a process.
+type RunSpec struct {
+	Process string            `json:"process" doc:"Name of the process to run"`
+	Params  map[string]string `json:"params,omitempty" doc:"Parameters"`
+}
+
+// Requests is what the request routes need.
+type Requests interface {
+	// Accept creates a request, or returns the one that the idempotency key
+	// created before. created tells which.
+	Accept(ctx context.Context, a Actor, spec RunSpec, idempotencyKey string) (req Request, created bool, err error)
+	ListRequests(ctx context.Context, f RequestFilter) ([]Request, error)
+	GetRequest(ctx context.Context, id string) (Request, error)
+	// WatchRequest calls f with the request now and after every change until
+	// it is final or in doubt, f fails, or ctx ends.
+	WatchRequest(ctx context.Context, id string, f func(Request) error) error
+	Cancel(ctx context.Context, a Actor, id string) error
+	Resolve(ctx context.Context, a Actor, id string, step, as string, force bool) error
+	Release(ctx context.Context, a Actor, id string) error
+	// ReadOutput copies the output of one attempt (0: the latest) to w.
+	ReadOutput(ctx context.Context, id, step string, attempt int, offset int64, follow bool, w io.Writer) error
+}
+
+// RequestFilter narrows a list. Zero values do not narrow.
+type RequestFilter struct {
+	Status  roles.RequestStatus
+	Process string
+	// Open leaves out final requests.
+	Open  bool
+	Limit int
+}
+
+// Request is a request as operators see it.
+type Request struct {
+	ID          string              `json:"id"`
+	Process     string              `json:"process"`
+	Status      roles.RequestStatus `json:"status"`
+	Reason      string              `json:"reason,omitempty"`
+	Params      map[string]string   `json:"params,omitempty"`
+	Owner       string              `json:"owner,omitempty"`
+	Fence       string              `json:"fence,omitempty"`
+	RequestedBy string              `json:"requested_by"`
+	RequestedAt roles.Stamp         `json:"requested_at"`
+	StartedAt   roles.Stamp         `json:"started_at,omitempty"`
+	FinishedAt  roles.Stamp         `json:"finished_at,omitempty"`
+	Steps       []Step              `json:"steps"`
+}
+
+// Step is a step as operators see it.
+type Step struct {
+	Name     string           `json:"name"`
+	Status   roles.StepStatus `json:"status"`
+	Attempt  int              `json:"attempt"`
+	Agent    string           `json:"agent"`
+	ExitCode *int             `json:"exit_code"` // nil: did not exit, or not known
+	Needs    []string         `json:"needs,omitempty"`
+	On       roles.Condition  `json:"on,omitempty"`
+	// Reason in words: why it waits, failed or is in doubt.
+	Reason      string      `json:"reason,omitempty"`
+	Unreachable bool        `json:"unreachable,omitempty"`
+	StartedAt   roles.Stamp `json:"started_at,omitempty"`
+	FinishedAt  roles.Stamp `json:"finished_at,omitempty"`
+}
+
+// Agent is an enrolled agent as operators see it.
+type Agent struct {
+	Name      string            `json:"name"`
+	Host      string            `json:"host"`
+	Version   string            `json:"version"`
+	Labels    map[string]string `json:"labels,omitempty"`
+	Connected bool              `json:"connected"`
+	// Links names the controllers that hold a link to it.
+	Links     []string  `json:"links,omitempty"`
+	Suspended bool      `json:"suspended"`
+	FirstSeen time.Time `json:"first_seen,omitzero"`
+	LastSeen  time.Time `json:"last_seen,omitzero"`
+}
+
+// Agents is what the agent routes need.
+type Agents interface {
+	ListAgents(ctx context.Context) ([]Agent, error)
+	GetAgent(ctx context.Context, name string) (Agent, error)
+	// SuspendAgent sets or clears that an agent gets no new steps.
+	SuspendAgent(ctx context.Context, a Actor, name string, suspended bool) (Agent, error)
+}
+
+// Lock is one holder of a lock, or one that waits for it.
+type Lock struct {
+	Name    string `json:"name"`
+	Node    string `json:"node"`
+	Waiting bool   `json:"waiting"`
+}
+
+// Event is one entry of the audit trail.
+type Event struct {
+	ID      string            `json:"id"`
+	At      time.Time         `json:"at"`
+	Kind    string            `json:"kind"`
+	Subject string            `json:"subject,omitempty"`
+	By      string            `json:"by,omitempty"`
+	From    string            `json:"from,omitempty"`
+	Why     string            `json:"why,omitempty"`
+	Node    string            `json:"node,omitempty"`
+	Detail  map[string]string `json:"detail,omitempty"`
+}
+
+// Token is an API or join token without its secret.
+type Token struct {
+	ID      string    `json:"id"`
+	Kind    string    `json:"kind" enum:"api,join"`
+	Name    string    `json:"name"`
+	Role    string    `json:"role"`
+	Created time.Time `json:"created"`
+	Expires time.Time `json:"expires,omitzero"`
+	Used    bool      `json:"used,omitempty"`
+}
+
+// TokenSpec asks for a new token.
+type TokenSpec struct {
+	// Role is viewer, operator or admin for an API token, agent, relay,
+	// watch or controller for a join token.
+	Role string `json:"role"`
+	// Name of the API token, or the name or name pattern of the joining node.
+	Name    string        `json:"name,omitempty"`
+	TTL     time.Duration `json:"ttl,omitempty"`
+	Replace bool          `json:"replace,omitempty"`
+}
+
+// Admin is what the lock, token and event routes need.
+type Admin interface {
+	ListLocks(ctx context.Context) ([]Lock, error)
+	ReleaseLock(ctx context.Context, a Actor, name string) error
+	ListTokens(ctx context.Context) ([]Token, error)
+	// CreateToken returns the token's text, which is shown once.
+	CreateToken(ctx context.Context, a Actor, spec TokenSpec) (string, Token, error)
+	DeleteToken(ctx context.Context, a Actor, id string) error
+	// ListEvents returns the newest events first.
+	ListEvents(ctx context.Context, limit int) ([]Event, error)
+}
+
+// Access is what authentication and consistent reads need.
+type Access interface {
+	// Authenticate returns the actor and the access of a bearer token. It fails
+	// with ErrUnauthenticated, or with another error while it has nothing to look
+	// the token up in.
+	Authenticate(ctx context.Context, token string) (Actor, string, error)
+	// Ready returns nil while this controller may answer: it has a session and
+	// trust. Reads and writes are refused with 503 otherwise.
+	Ready() error
+	// Revision of the newest state that this controller shows. A method that
+	// writes returns when its effect is shown, so that the revision read after it
+	// is that of the write or a later one.
+	Revision() int64
+	// Wait returns when this controller shows revision rev.
+	Wait(ctx context.Context, rev int64) error
+	// Sync returns when this controller shows everything committed before.
+	Sync(ctx context.Context) error
+}
+
+// Backend is everything behind the API.
+type Backend interface {
+	Access
+	Nodes
+	Processes
+	Requests
+	Agents
+	Admin
+}

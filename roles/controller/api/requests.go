@@ -1,0 +1,145 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+
+	"uac/roles"
+)
+
+// RequestPath is the part of an input that names a request.
+type RequestPath struct {
+	ID string `path:"id" doc:"Id of the request"`
+}
+
+func (in RequestPath) check() error { return named("request", in.ID, checkRequestID) }
+
+// checkRequestID returns an error unless id looks like a ULID.
+func checkRequestID(id string) error {
+	if len(id) != 26 {
+		return fmt.Errorf("is not a request id")
+	}
+	for i := range len(id) {
+		if c := id[i]; (c < '0' || c > '9') && (c < 'A' || c > 'Z') {
+			return fmt.Errorf("is not a request id")
+		}
+	}
+	return nil
+}
+
+func (s *Server) requestRoutes(d *definer) {
+	define(d, route{pattern: "POST /v1/requests", id: "run-process", status: http.StatusCreated,
+		summary: "Run a process. Once this is answered the run will happen"}, s.run)
+	define(d, route{pattern: "GET /v1/requests", id: "list-requests", summary: "List requests, newest first"}, s.listRequests)
+	define(d, route{pattern: "GET /v1/requests/{id}", id: "get-request", summary: "Show one request"},
+		func(ctx context.Context, in *RequestPath) (*output[Request], error) {
+			return oneOf(s.request(ctx, *in))
+		})
+	define(d, route{pattern: "GET /v1/requests/{id}/watch", id: "watch-request", stream: mediaLines,
+		summary: "Follow a request: it as a line of JSON now and after every change, until it is final or in doubt. Empty lines show that the connection lives"}, s.watch)
+	define(d, route{pattern: "GET /v1/requests/{id}/logs", id: "read-output", stream: mediaBytes,
+		summary: "Read what a step wrote"}, s.readOutput)
+	define(d, route{pattern: "POST /v1/requests/{id}/cancel", id: "cancel-request", status: http.StatusAccepted, summary: "Cancel a request"},
+		func(ctx context.Context, in *struct {
+			RequestPath
+			WhyQuery
+		}) (*output[Request], error) {
+			return s.command(ctx, in.RequestPath, func() error { return s.backend.Cancel(ctx, in.actor(ctx), in.ID) })
+		})
+	define(d, route{pattern: "POST /v1/requests/{id}/release", id: "release-request", status: http.StatusAccepted,
+		summary: "Let a request go on that was held when the cluster continued without all of its state"},
+		func(ctx context.Context, in *struct {
+			RequestPath
+			WhyQuery
+		}) (*output[Request], error) {
+			return s.command(ctx, in.RequestPath, func() error { return s.backend.Release(ctx, in.actor(ctx), in.ID) })
+		})
+	define(d, route{pattern: "POST /v1/requests/{id}/resolve", id: "resolve-step", status: http.StatusAccepted,
+		summary: "Decide a step whose outcome is not known"},
+		func(ctx context.Context, in *struct {
+			RequestPath
+			WhyQuery
+			Body struct {
+				Step  string `json:"step" doc:"Name of the step"`
+				As    string `json:"as" enum:"success,failed,rerun"`
+				Force bool   `json:"force,omitempty" doc:"Also if its agent is unreachable and the step may be running"`
+			}
+		}) (*output[Request], error) {
+			return s.command(ctx, in.RequestPath, func() error {
+				if err := named("step", in.Body.Step, roles.CheckName); err != nil {
+					return err
+				}
+				return s.backend.Resolve(ctx, in.actor(ctx), in.ID, in.Body.Step, in.Body.As, in.Body.Force)
+			})
+		})
+}
+
+// accepted is the answer to a run: 201 for a new request, 200 for one that the
+// same call made before.
+type accepted struct {
+	Status   int
+	Location string `header:"Location" doc:"Path of the request"`
+	Body     Request
+}
+
+func (s *Server) run(ctx context.Context, in *struct {
+	WhyQuery
+	Key  string `header:"Idempotency-Key" maxLength:"255" pattern:"^[!-~]*$" doc:"Calls with the same key run the process once"`
+	Body RunSpec
+}) (*accepted, error) {
+	if err := named("process", in.Body.Process, roles.CheckName); err != nil {
+		return nil, err
+	}
+	req, created, err := find3(ctx, s, func(ctx context.Context) (Request, bool, error) {
+		return s.backend.Accept(ctx, in.actor(ctx), in.Body, in.Key)
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := &accepted{Status: http.StatusOK, Location: "/v1/requests/" + req.ID, Body: req}
+	if created {
+		out.Status = http.StatusCreated
+	}
+	return out, nil
+}
+
+// find3 is find for Accept: a process that was applied a moment ago through
+// another controller exists.
+func find3(ctx context.Context, s *Server, get func(context.Context) (Request, bool, error)) (req Request, created bool, err error) {
+	req, err = find(ctx, s, func(ctx context.Context) (r Request, err error) {
+		r, created, err = get(ctx)
+		return r, err
+	})
+	return req, created, err
+}
+
+func (s *Server) listRequests(ctx context.Context, in *struct {
+	Status  string `query:"status" enum:"queued,running,cancelling,succeeded,failed,cancelled,in_doubt" doc:"Only those with this status"`
+	Process string `query:"process" doc:"Only those of this process"`
+	Open    bool   `query:"open" doc:"Only those that are not final"`
+	Limit   int    `query:"limit" default:"100" minimum:"1" maximum:"10000" doc:"At most so many"`
+}) (*output[[]Request], error) {
+	return listOf(s.backend.ListRequests(ctx, RequestFilter{
+		Status: roles.RequestStatus(in.Status), Process: in.Process, Open: in.Open, Limit: in.Limit,
+	}))
+}
+
+func (s *Server) request(ctx context.Context, in RequestPath) (Request, error) {
+	if err := in.check(); err != nil {
+		return Request{}, err
+	}
+	return find(ctx, s, func(ctx context.Context) (Request, error) { return s.backend.GetRequest(ctx, in.ID) })
+}
+
+// command gives a command to a request and answers with the request. The
+// command is kept, but the owner may not have obeyed it yet.
+func (s *Server) command(ctx context.Context, in RequestPath, give func() error) (*output[Request], error) {
+	if err := in.check(); err != nil {
+		return nil, err
+	}
+	if _, err := find(ctx, s, func(context.Context) (struct{}, error) { return struct{}{}, give() }); err != nil {
+		return nil, err
+	}
+	return oneOf(s.backend.GetRequest(ctx, in.ID))
+}

@@ -1,0 +1,46 @@
+package controller
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"uac/coord"
+)
+
+// RegisterMetrics registers what a controller measures of itself. Values are
+// read when they are asked for.
+func (c *Controller) RegisterMetrics(r prometheus.Registerer) error {
+	gauge := func(name, help string, f func() float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "uac", Name: name, Help: help}, f)
+	}
+	yes := func(b bool) float64 {
+		if b {
+			return 1
+		}
+		return 0
+	}
+	mode := func(m coord.Mode) func() float64 {
+		return func() float64 {
+			s := c.session.Load()
+			if s == nil {
+				return yes(m == coord.ModeOffline)
+			}
+			return yes(s.Mode() == m)
+		}
+	}
+	for _, col := range []prometheus.Collector{
+		gauge("active", "1 while this node may act as Active.", mode(coord.ModeActive)),
+		gauge("offline", "1 while this node has no session or no trust.", mode(coord.ModeOffline)),
+		gauge("requests_owned", "Requests that this node owns and that are not final.", func() float64 { return float64(c.counted.Load()) }),
+		gauge("agents_linked", "Agents that hold a link to this node.", func() float64 { return float64(len(c.links.agents())) }),
+		gauge("store_used_ratio", "Part of the storage quota that is in use.", func() float64 { used, _ := c.member.Room(); return used }),
+		gauge("store_file_ratio", "Size of the store's file as a part of the quota.", func() float64 { _, file := c.member.Room(); return file }),
+		gauge("store_revision", "Revision that this node shows.", func() float64 { return float64(c.member.View().Revision()) }),
+		gauge("quorum_lost_seconds", "For how long this node has seen no majority; 0 if it sees one.", func() float64 { return c.member.QuorumLost().Seconds() }),
+		gauge("generation", "Generation of the cluster.", func() float64 { n, _ := c.member.Generation(); return float64(n) }),
+	} {
+		if err := r.Register(col); err != nil {
+			return err
+		}
+	}
+	return nil
+}
