@@ -154,6 +154,7 @@ func TestClientFailsOver(t *testing.T) {
 
 // A server that stops in the middle of its answer has not answered.
 func TestClientFailsOverInTheMiddle(t *testing.T) {
+	t.Parallel()
 	begin := func(w http.ResponseWriter) {
 		w.Header().Set("Content-Length", "100")
 		answer(w, http.StatusOK, `{"half":`)
@@ -169,14 +170,14 @@ func TestClientFailsOverInTheMiddle(t *testing.T) {
 	})
 	good := fakeServer(t, func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, `{"whole":true}`) })
 	c := testClient(t, good, killed.URL, frozen.URL, good.URL)
-	c.idle = 100 * time.Millisecond
+	c.idle = 500 * time.Millisecond
 	var out struct{ Whole bool }
 	if err := c.get(t.Context(), "/v1/x", nil, &out); err != nil || !out.Whole {
 		t.Errorf("got %+v, %v", out, err)
 	}
 
 	c = testClient(t, good, frozen.URL)
-	c.idle = 100 * time.Millisecond
+	c.idle = 500 * time.Millisecond
 	body, err := c.stream(t.Context(), call{method: http.MethodGet, path: "/v1/x"})
 	if err != nil {
 		t.Fatal(err)
