@@ -16,11 +16,11 @@ import (
 const joinTTL = time.Hour
 
 func (s *Server) adminRoutes(d *definer) {
-	define(d, route{pattern: "GET /v1/locks", id: "list-locks", summary: "List who holds and who waits for locks"},
+	define(d, route{pattern: "GET /v1/locks", id: "listLocks", summary: "List who holds and who waits for locks"},
 		func(ctx context.Context, _ *struct{}) (*output[[]Lock], error) {
 			return listOf(s.backend.ListLocks(ctx))
 		})
-	define(d, route{pattern: "DELETE /v1/locks/{name}", id: "release-lock", summary: "Take a lock away from its holder", status: 204},
+	define(d, route{pattern: "DELETE /v1/locks/{name}", id: "releaseLock", summary: "Take a lock away from its holder", status: 204},
 		func(ctx context.Context, in *struct {
 			WhyQuery
 			Name string `path:"name" doc:"Name of the lock"`
@@ -30,19 +30,19 @@ func (s *Server) adminRoutes(d *definer) {
 			}
 			return nil, s.backend.ReleaseLock(ctx, in.actor(ctx), in.Name)
 		})
-	define(d, route{pattern: "GET /v1/events", id: "list-events", summary: "List events, newest first"},
+	define(d, route{pattern: "GET /v1/events", id: "listEvents", summary: "List events, newest first"},
 		func(ctx context.Context, in *struct {
 			Limit int `query:"limit" default:"100" minimum:"1" maximum:"10000" doc:"At most so many"`
 		}) (*output[[]Event], error) {
 			return listOf(s.backend.ListEvents(ctx, in.Limit))
 		})
-	define(d, route{pattern: "GET /v1/tokens", id: "list-tokens", summary: "List tokens, without their secrets"},
+	define(d, route{pattern: "GET /v1/tokens", id: "listTokens", summary: "List tokens, without their secrets"},
 		func(ctx context.Context, _ *struct{}) (*output[[]Token], error) {
 			return listOf(s.backend.ListTokens(ctx))
 		})
-	define(d, route{pattern: "POST /v1/tokens", id: "create-token", status: http.StatusCreated,
+	define(d, route{pattern: "POST /v1/tokens", id: "createToken", status: http.StatusCreated,
 		summary: "Make a token for a person or program, or for a node to join. Its text is shown this once"}, s.createToken)
-	define(d, route{pattern: "DELETE /v1/tokens/{id}", id: "delete-token", summary: "Make a token worthless at once", status: 204},
+	define(d, route{pattern: "DELETE /v1/tokens/{id}", id: "deleteToken", summary: "Make a token worthless at once", status: 204},
 		func(ctx context.Context, in *struct {
 			WhyQuery
 			ID string `path:"id" doc:"Id of the token"`

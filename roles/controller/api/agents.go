@@ -14,11 +14,11 @@ type AgentPath struct {
 func (in AgentPath) check() error { return named("agent", in.Name, roles.CheckNodeName) }
 
 func (s *Server) agentRoutes(d *definer) {
-	define(d, route{pattern: "GET /v1/agents", id: "list-agents", summary: "List all agents"},
+	define(d, route{pattern: "GET /v1/agents", id: "listAgents", summary: "List all agents"},
 		func(ctx context.Context, _ *struct{}) (*output[[]Agent], error) {
 			return listOf(s.backend.ListAgents(ctx))
 		})
-	define(d, route{pattern: "GET /v1/agents/{name}", id: "get-agent", summary: "Show one agent"},
+	define(d, route{pattern: "GET /v1/agents/{name}", id: "getAgent", summary: "Show one agent"},
 		func(ctx context.Context, in *AgentPath) (*output[Agent], error) {
 			if err := in.check(); err != nil {
 				return nil, err
@@ -32,7 +32,7 @@ func (s *Server) agentRoutes(d *definer) {
 		{"suspend", "Give an agent no new steps", true},
 		{"resume", "Give an agent new steps again", false},
 	} {
-		define(d, route{pattern: "POST /v1/agents/{name}/" + verb.name, id: verb.name + "-agent", summary: verb.summary},
+		define(d, route{pattern: "POST /v1/agents/{name}/" + verb.name, id: verb.name + "Agent", summary: verb.summary},
 			func(ctx context.Context, in *struct {
 				AgentPath
 				WhyQuery

@@ -22,11 +22,11 @@ type StaleQuery struct {
 }
 
 func (s *Server) nodeRoutes(d *definer) {
-	define(d, route{pattern: "GET /v1/nodes", id: "list-nodes", summary: "List all nodes"},
+	define(d, route{pattern: "GET /v1/nodes", id: "listNodes", summary: "List all nodes"},
 		func(ctx context.Context, _ *StaleQuery) (*output[[]Node], error) {
 			return listOf(s.backend.ListNodes(ctx))
 		})
-	define(d, route{pattern: "GET /v1/nodes/{name}", id: "get-node", summary: "Show one node"},
+	define(d, route{pattern: "GET /v1/nodes/{name}", id: "getNode", summary: "Show one node"},
 		func(ctx context.Context, in *struct {
 			NodePath
 			StaleQuery
@@ -55,8 +55,8 @@ func (s *Server) nodeRoutes(d *definer) {
 			active, err := s.backend.Switchover(ctx, in.actor(ctx), to)
 			return oneOf(switched{active}, err)
 		})
-	define(d, route{pattern: "POST /v1/nodes/confirm-lost", id: "confirm-lost", summary: "Say that nodes are lost and switched off"}, s.confirmLost)
-	define(d, route{pattern: "DELETE /v1/nodes/{name}", id: "remove-node", summary: "Forget an Offline node", status: 204},
+	define(d, route{pattern: "POST /v1/nodes/confirm-lost", id: "confirmLost", summary: "Say that nodes are lost and switched off"}, s.confirmLost)
+	define(d, route{pattern: "DELETE /v1/nodes/{name}", id: "removeNode", summary: "Forget an Offline node", status: 204},
 		func(ctx context.Context, in *struct {
 			NodePath
 			WhyQuery
@@ -70,7 +70,7 @@ func (s *Server) nodeRoutes(d *definer) {
 	yes, no := true, false
 	s.flagRoute(d, "pause", "Stop a node from taking new work", &yes)
 	s.flagRoute(d, "resume", "Let a node take new work again", &no)
-	define(d, route{pattern: "POST /v1/nodes/{name}/prefer", id: "prefer-node", summary: "Make a node the first to succeed"},
+	define(d, route{pattern: "POST /v1/nodes/{name}/prefer", id: "preferNode", summary: "Make a node the first to succeed"},
 		func(ctx context.Context, in *struct {
 			NodePath
 			WhyQuery
@@ -88,7 +88,7 @@ func (s *Server) nodeRoutes(d *definer) {
 			return oneOf(s.backend.SetNode(ctx, in.actor(ctx), in.Name, nil, preferred))
 		})
 
-	define(d, route{pattern: "POST /v1/nodes/{name}/stop", id: "stop-node", summary: "Stop a node in order"},
+	define(d, route{pattern: "POST /v1/nodes/{name}/stop", id: "stopNode", summary: "Stop a node in order"},
 		func(ctx context.Context, in *struct {
 			NodePath
 			WhyQuery
@@ -102,7 +102,7 @@ func (s *Server) nodeRoutes(d *definer) {
 			}
 			return s.order(ctx, in.NodePath, in.WhyQuery, "stop", args)
 		})
-	define(d, route{pattern: "POST /v1/nodes/{name}/abort", id: "abort-node", summary: "End a node at once, as if it crashed"},
+	define(d, route{pattern: "POST /v1/nodes/{name}/abort", id: "abortNode", summary: "End a node at once, as if it crashed"},
 		func(ctx context.Context, in *struct {
 			NodePath
 			WhyQuery
@@ -132,7 +132,7 @@ type nodeOrder struct {
 
 // flagRoute makes a route that sets whether a node is paused.
 func (s *Server) flagRoute(d *definer, verb, summary string, paused *bool) {
-	define(d, route{pattern: "POST /v1/nodes/{name}/" + verb, id: verb + "-node", summary: summary},
+	define(d, route{pattern: "POST /v1/nodes/{name}/" + verb, id: verb + "Node", summary: summary},
 		func(ctx context.Context, in *nodeOrder) (*output[Node], error) {
 			if err := in.check(); err != nil {
 				return nil, err
@@ -143,7 +143,7 @@ func (s *Server) flagRoute(d *definer, verb, summary string, paused *bool) {
 
 // orderRoute makes a route for an order without arguments.
 func (s *Server) orderRoute(d *definer, verb, summary string) {
-	define(d, route{pattern: "POST /v1/nodes/{name}/" + verb, id: verb + "-node", summary: summary},
+	define(d, route{pattern: "POST /v1/nodes/{name}/" + verb, id: verb + "Node", summary: summary},
 		func(ctx context.Context, in *nodeOrder) (*output[done], error) {
 			return s.order(ctx, in.NodePath, in.WhyQuery, verb, nil)
 		})

@@ -96,7 +96,7 @@ func write(w http.ResponseWriter, r *http.Request, p *huma.ErrorModel) {
 
 // decorate adds to a problem what all problems have.
 func decorate(h http.Header, p *huma.ErrorModel, c *call) {
-	p.Instance = c.id
+	p.Instance = "urn:uac:call:" + c.id
 	switch p.Status {
 	case http.StatusServiceUnavailable:
 		h.Set("Retry-After", retryAfter)

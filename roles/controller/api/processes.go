@@ -15,11 +15,11 @@ type ProcessPath struct {
 func (in ProcessPath) check() error { return named("process", in.Name, roles.CheckName) }
 
 func (s *Server) processRoutes(d *definer) {
-	define(d, route{pattern: "GET /v1/processes", id: "list-processes", summary: "List all processes"},
+	define(d, route{pattern: "GET /v1/processes", id: "listProcesses", summary: "List all processes"},
 		func(ctx context.Context, _ *struct{}) (*output[[]roles.Process], error) {
 			return listOf(s.backend.ListProcesses(ctx))
 		})
-	define(d, route{pattern: "GET /v1/processes/{name}", id: "get-process", summary: "Show one process"},
+	define(d, route{pattern: "GET /v1/processes/{name}", id: "getProcess", summary: "Show one process"},
 		func(ctx context.Context, in *ProcessPath) (*output[roles.Process], error) {
 			if err := in.check(); err != nil {
 				return nil, err
@@ -28,8 +28,8 @@ func (s *Server) processRoutes(d *definer) {
 				return s.backend.GetProcess(ctx, in.Name)
 			}))
 		})
-	define(d, route{pattern: "POST /v1/processes", id: "apply-processes", summary: "Create or change processes, all of them or none"}, s.apply)
-	define(d, route{pattern: "DELETE /v1/processes/{name}", id: "delete-process", summary: "Delete a process; its requests go on", status: 204},
+	define(d, route{pattern: "POST /v1/processes", id: "applyProcesses", summary: "Create or change processes, all of them or none"}, s.apply)
+	define(d, route{pattern: "DELETE /v1/processes/{name}", id: "deleteProcess", summary: "Delete a process; its requests go on", status: 204},
 		func(ctx context.Context, in *struct {
 			ProcessPath
 			WhyQuery

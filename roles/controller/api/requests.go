@@ -29,25 +29,25 @@ func checkRequestID(id string) error {
 }
 
 func (s *Server) requestRoutes(d *definer) {
-	define(d, route{pattern: "POST /v1/requests", id: "run-process", status: http.StatusCreated,
+	define(d, route{pattern: "POST /v1/requests", id: "runProcess", status: http.StatusCreated,
 		summary: "Run a process. Once this is answered the run will happen"}, s.run)
-	define(d, route{pattern: "GET /v1/requests", id: "list-requests", summary: "List requests, newest first"}, s.listRequests)
-	define(d, route{pattern: "GET /v1/requests/{id}", id: "get-request", summary: "Show one request"},
+	define(d, route{pattern: "GET /v1/requests", id: "listRequests", summary: "List requests, newest first"}, s.listRequests)
+	define(d, route{pattern: "GET /v1/requests/{id}", id: "getRequest", summary: "Show one request"},
 		func(ctx context.Context, in *RequestPath) (*output[Request], error) {
 			return oneOf(s.request(ctx, *in))
 		})
-	define(d, route{pattern: "GET /v1/requests/{id}/watch", id: "watch-request", stream: mediaLines,
+	define(d, route{pattern: "GET /v1/requests/{id}/watch", id: "watchRequest", stream: mediaLines,
 		summary: "Follow a request: it as a line of JSON now and after every change, until it is final or in doubt. Empty lines show that the connection lives"}, s.watch)
-	define(d, route{pattern: "GET /v1/requests/{id}/logs", id: "read-output", stream: mediaBytes,
+	define(d, route{pattern: "GET /v1/requests/{id}/logs", id: "readOutput", stream: mediaBytes,
 		summary: "Read what a step wrote"}, s.readOutput)
-	define(d, route{pattern: "POST /v1/requests/{id}/cancel", id: "cancel-request", status: http.StatusAccepted, summary: "Cancel a request"},
+	define(d, route{pattern: "POST /v1/requests/{id}/cancel", id: "cancelRequest", status: http.StatusAccepted, summary: "Cancel a request"},
 		func(ctx context.Context, in *struct {
 			RequestPath
 			WhyQuery
 		}) (*output[Request], error) {
 			return s.command(ctx, in.RequestPath, func() error { return s.backend.Cancel(ctx, in.actor(ctx), in.ID) })
 		})
-	define(d, route{pattern: "POST /v1/requests/{id}/release", id: "release-request", status: http.StatusAccepted,
+	define(d, route{pattern: "POST /v1/requests/{id}/release", id: "releaseRequest", status: http.StatusAccepted,
 		summary: "Let a request go on that was held when the cluster continued without all of its state"},
 		func(ctx context.Context, in *struct {
 			RequestPath
@@ -55,7 +55,7 @@ func (s *Server) requestRoutes(d *definer) {
 		}) (*output[Request], error) {
 			return s.command(ctx, in.RequestPath, func() error { return s.backend.Release(ctx, in.actor(ctx), in.ID) })
 		})
-	define(d, route{pattern: "POST /v1/requests/{id}/resolve", id: "resolve-step", status: http.StatusAccepted,
+	define(d, route{pattern: "POST /v1/requests/{id}/resolve", id: "resolveStep", status: http.StatusAccepted,
 		summary: "Decide a step whose outcome is not known"},
 		func(ctx context.Context, in *struct {
 			RequestPath
