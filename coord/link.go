@@ -138,10 +138,19 @@ func closeNow(c net.Conn) {
 	_ = c.Close()
 }
 
-// closeOnEnd closes the connection when ctx ends, until stop is called.
+// closeOnEnd closes the connection when ctx ends, until stop is called. After
+// stop nothing of it runs any more.
 func closeOnEnd(ctx context.Context, c net.Conn) (stop func()) {
-	unhook := context.AfterFunc(ctx, func() { closeNow(c) })
-	return func() { unhook() }
+	done := make(chan struct{})
+	unhook := context.AfterFunc(ctx, func() {
+		defer close(done)
+		closeNow(c)
+	})
+	return func() {
+		if !unhook() {
+			<-done
+		}
+	}
 }
 
 // refused reports whether a dial found that nobody listens.

@@ -162,8 +162,10 @@ func (m *mesh) Run(ctx context.Context) error {
 	m.mu.Unlock()
 	var wg sync.WaitGroup
 	if m.cfg.Listener != nil {
-		unhook := context.AfterFunc(ctx, func() { _ = m.cfg.Listener.Close() })
-		defer unhook()
+		wg.Go(func() {
+			<-ctx.Done()
+			_ = m.cfg.Listener.Close()
+		})
 		wg.Go(func() { cancel(m.accept(ctx, &wg)) })
 	}
 	for _, p := range m.peers {
