@@ -13,24 +13,27 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/oklog/ulid/v2"
 	"github.com/spf13/cobra"
 
 	"uac/config"
+	"uac/roles/controller/api"
 )
 
 // Headers of the API.
 const (
-	headerRequestID      = "X-Request-Id"
-	headerIdempotencyKey = "Idempotency-Key"
-	headerRevision       = "Uac-Revision"
+	headerRequestID      = api.HeaderRequestID
+	headerIdempotencyKey = api.HeaderIdempotencyKey
+	headerRevision       = api.HeaderRevision
 )
 
 // Limits of one try. A controller that is frozen accepts connections and says
@@ -149,7 +152,7 @@ func (c *client) get(ctx context.Context, path string, query url.Values, out any
 }
 
 // post sends in, if it is not nil, and reads the answer into out, if that is
-// not nil. Sent twice, it takes effect once.
+// not nil. It is for what has the same effect once and twice.
 func (c *client) post(ctx context.Context, path string, in, out any) error {
 	return c.send(ctx, call{method: http.MethodPost, path: path, body: in}, out)
 }
@@ -161,10 +164,23 @@ type call struct {
 	query  url.Values
 	body   any    // encoded as JSON; raw bytes as they are; nil for none
 	media  string // of raw bytes
-	// key makes repeats of a writing call take effect once. Empty means a new
-	// one for each call of send.
+	// key makes repeats of a run take effect once. Empty means a new one for each
+	// call of send.
 	key string
+	// once marks a call that would take effect again if it was repeated. It goes
+	// to the next server only if the one before has surely done nothing; else the
+	// error is errUnknown.
+	once bool
 }
+
+// errUnknown is returned by a call that must not be repeated and may have been
+// heard.
+var errUnknown = errors.New("it is not known whether this took effect")
+
+// unheard is the error of a try that surely had no effect.
+type unheard struct{ error }
+
+func (e unheard) Unwrap() error { return e.error }
 
 // send makes a call and reads the answer into out, if that is not nil.
 func (c *client) send(ctx context.Context, k call, out any) error {
@@ -222,8 +238,11 @@ func (c *client) do(ctx context.Context, k call, accept func(*http.Response) err
 			if ctx.Err() != nil {
 				return nil, fmt.Errorf("%s %s: %w", k.method, k.path, context.Cause(ctx))
 			}
+			if k.once && !errors.As(err, new(unheard)) {
+				return nil, fail(exitUnreachable, "%s: %w; %w", c.servers[c.next], err, errUnknown)
+			}
 			failures[c.next] = err
-			c.next = (c.next + 1) % len(c.servers)
+			c.skip()
 		}
 		if !time.Now().Before(deadline) {
 			return nil, c.unreachable(k, failures)
@@ -238,6 +257,9 @@ func (c *client) do(ctx context.Context, k call, accept func(*http.Response) err
 		}
 	}
 }
+
+// skip makes the next call begin with another server.
+func (c *client) skip() { c.next = (c.next + 1) % len(c.servers) }
 
 // readWhole takes the body of an answer into memory.
 func readWhole(resp *http.Response) error {
@@ -287,6 +309,8 @@ func (c *client) try(ctx context.Context, server string, k call, body []byte, re
 		target += "?" + k.query.Encode()
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
+	var wrote atomic.Bool // something of the call
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { wrote.Store(true) }})
 	req, err := http.NewRequestWithContext(ctx, k.method, target, bytes.NewReader(body))
 	if err != nil {
 		cancel(nil)
@@ -305,19 +329,26 @@ func (c *client) try(ctx context.Context, server string, k call, body []byte, re
 		if c.revision > 0 {
 			req.Header.Set(headerRevision, strconv.FormatInt(c.revision, 10))
 		}
-	} else {
+	} else if !k.once { // with a key, net/http repeats a call by itself
 		req.Header.Set(headerIdempotencyKey, k.key)
 	}
 
 	resp, err := c.http.Do(req)
 	if err != nil {
 		cancel(nil)
-		return nil, reasonOf(err)
+		if err = reasonOf(err); !wrote.Load() {
+			err = unheard{err}
+		}
+		return nil, err
 	}
 	resp.Body = &watchedBody{ReadCloser: resp.Body, ctx: ctx, cancel: cancel, idle: c.idle}
 	switch resp.StatusCode {
 	case http.StatusServiceUnavailable, http.StatusBadGateway, http.StatusGatewayTimeout, http.StatusTooManyRequests:
-		return nil, problemOf(resp)
+		p := problemOf(resp)
+		if p.Type == api.ProblemNotReady {
+			return nil, unheard{p}
+		}
+		return nil, p
 	}
 	return resp, nil
 }
@@ -379,7 +410,7 @@ func (c *client) unreachable(k call, failures []error) error {
 	if len(lines) > 1 {
 		text = "no server could answer:\n  " + strings.Join(lines, "\n  ")
 	}
-	if !k.reads() {
+	if !k.reads() && !k.once {
 		// The last try may have been heard. Only a repeat can tell.
 		text += "\nit is not known whether this took effect; idempotency key: " + k.key
 	}
@@ -388,6 +419,7 @@ func (c *client) unreachable(k call, failures []error) error {
 
 // problem is an error in the form of RFC 9457.
 type problem struct {
+	Type   string `json:"type"`
 	Title  string `json:"title"`
 	Status int    `json:"status"`
 	Detail string `json:"detail"`

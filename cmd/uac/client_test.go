@@ -243,6 +243,51 @@ func TestClientErrors(t *testing.T) {
 	}
 }
 
+// A call that must not be repeated goes on to the next server only after one
+// that has surely done nothing.
+func TestClientCallsOnce(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		first   http.HandlerFunc // nil: nobody listens
+		repeats bool
+	}{
+		{"nobody listens", nil, true},
+		{"not ready", func(w http.ResponseWriter, _ *http.Request) {
+			answer(w, http.StatusServiceUnavailable, `{"type":"urn:uac:problem:not-ready","detail":"no trust"}`)
+		}, true},
+		{"outcome unknown", func(w http.ResponseWriter, _ *http.Request) {
+			answer(w, http.StatusServiceUnavailable, `{"type":"urn:uac:problem:outcome-unknown","detail":"timeout"}`)
+		}, false},
+		{"died on it", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var calls, heard atomic.Int32
+			second := fakeServer(t, func(w http.ResponseWriter, r *http.Request) {
+				calls.Add(1)
+				if r.Header.Get(headerIdempotencyKey) != "" {
+					t.Error("net/http would repeat a call with a key")
+				}
+				answer(w, http.StatusOK, `{}`)
+			})
+			servers := []string{deadAddress(t), second.URL}
+			if tt.first != nil {
+				servers[0] = fakeServer(t, func(w http.ResponseWriter, r *http.Request) {
+					heard.Add(1)
+					tt.first(w, r)
+				}).URL
+			}
+			c := testClient(t, second, servers...)
+			err := c.send(t.Context(), call{method: http.MethodPost, path: "/v1/x", once: true}, nil)
+			if tt.repeats && (err != nil || calls.Load() != 1) {
+				t.Errorf("%v, second server called %d times", err, calls.Load())
+			}
+			if !tt.repeats && (!errors.Is(err, errUnknown) || codeOf(err) != exitUnreachable || calls.Load() != 0 || heard.Load() != 1) {
+				t.Errorf("%v, servers called %d and %d times", err, heard.Load(), calls.Load())
+			}
+		})
+	}
+}
+
 func TestClientUnreachable(t *testing.T) {
 	s := fakeServer(t, func(http.ResponseWriter, *http.Request) {})
 	dead := []string{deadAddress(t), deadAddress(t)}
