@@ -22,19 +22,18 @@ import (
 func runAgent(ctx context.Context, d daemonDeps) error {
 	cfg := d.cfg
 	servers := withPort(cfg.Agent.Servers, config.PortLink)
-	store, err := pki.Load(cfg.PKI.Dir, d.log)
-	if errors.Is(err, fs.ErrNotExist) && cfg.PKI.Join != "" {
+	store, err := loadPKI(d)
+	if errors.Is(err, fs.ErrNotExist) {
+		if cfg.PKI.Join == "" {
+			return usageError("%w; a new agent gets its certificate with --join TOKEN (uac token create --role agent)", err)
+		}
 		if err := enroll(ctx, d, servers); err != nil {
 			return err
 		}
-		store, err = pki.Load(cfg.PKI.Dir, d.log)
+		store, err = loadPKI(d)
 	}
 	if err != nil {
-		hint := ""
-		if errors.Is(err, fs.ErrNotExist) {
-			hint = "; a new agent gets its certificate with --join TOKEN (uac token create --role agent)"
-		}
-		return usageError("certificates: %w%s", err, hint)
+		return err
 	}
 	tls, err := store.LinkClient()
 	if err != nil {

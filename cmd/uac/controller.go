@@ -33,12 +33,15 @@ func runController(ctx context.Context, d daemonDeps) error {
 	if err != nil {
 		return usageError("certificates: %w", err)
 	}
+	if _, err := authority.RenewNode(cfg.PKI.Dir, false); err != nil {
+		return usageError("certificates: %w", err)
+	}
 	if _, err := authority.EnsureAPI(cfg.PKI.Dir, apiHosts(d)); err != nil {
 		return usageError("certificates: %w", err)
 	}
-	store, err := pki.Load(cfg.PKI.Dir, d.log)
+	store, err := loadPKI(d)
 	if err != nil {
-		return usageError("certificates: %w", err)
+		return err
 	}
 	first, err := firstTokens(cfg.PKI.Dir)
 	if err != nil {

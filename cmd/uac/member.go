@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -27,6 +28,28 @@ type memberNode struct {
 	dialer *memberDialer
 	host   string
 	ip     string
+}
+
+// loadPKI loads this node's certificates and checks that they are this node's.
+func loadPKI(d daemonDeps) (*pki.Store, error) {
+	store, err := pki.Load(d.cfg.PKI.Dir, d.log)
+	if err != nil {
+		return nil, usageError("certificates: %w", err)
+	}
+	want := pki.Identity{Cluster: d.cfg.Cluster.Name, Role: d.cfg.Node.Role, Name: d.cfg.Node.Name}
+	if id := store.Identity(); id != want {
+		return nil, usageError("certificates: those in %s are of %s, this node is %s", d.cfg.PKI.Dir, id, want)
+	}
+	infos, err := store.Certificates(time.Now())
+	if err != nil {
+		return nil, usageError("certificates: %w", err)
+	}
+	for _, c := range infos {
+		if left := time.Until(c.NotAfter); left < 7*24*time.Hour {
+			d.log.Warn("certificate ends soon or has ended", "file", c.File, "not_after", c.NotAfter)
+		}
+	}
+	return store, nil
 }
 
 // newMember builds the common part. classes are what the role serves on its

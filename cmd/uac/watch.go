@@ -19,9 +19,9 @@ import (
 // runWatch runs a node with the role watch.
 func runWatch(ctx context.Context, d daemonDeps) error {
 	cfg := d.cfg
-	store, err := pki.Load(cfg.PKI.Dir, d.log)
+	store, err := loadPKI(d)
 	if err != nil {
-		return usageError("certificates: %w", err)
+		return err
 	}
 	apiTLS, err := store.APIServer()
 	if err != nil {

@@ -22,6 +22,9 @@ type route interface {
 	send(m *wire.ControllerMessage) bool
 	// local reports whether this controller holds the link itself.
 	local() bool
+	// close ends a route that is not used any more; a link that this controller
+	// holds stays.
+	close()
 }
 
 type localRoute struct{ l *link }
@@ -31,6 +34,7 @@ func (r localRoute) hello() *wire.Hello                  { return r.l.hello }
 func (r localRoute) nonce() string                       { return linkNonce(r.l.hello) }
 func (r localRoute) send(m *wire.ControllerMessage) bool { return r.l.send(m) }
 func (r localRoute) local() bool                         { return true }
+func (r localRoute) close()                              {}
 
 func linkNonce(h *wire.Hello) string {
 	return fmt.Sprintf("%d/%x", h.GetLink().GetNumber(), h.GetLink().GetNonce())
@@ -43,6 +47,9 @@ type agentBook struct {
 	links map[string]map[string]linkRecord
 	// routes are the links in use, by agent.
 	routes map[string]route
+	// asking are the questions for links that are on their way, missing the
+	// agents without a link whose absence may become a mark.
+	asking, missing map[string]bool
 }
 
 func newAgentBook() *agentBook {
@@ -50,6 +57,8 @@ func newAgentBook() *agentBook {
 		records: map[string]agentRecord{},
 		links:   map[string]map[string]linkRecord{},
 		routes:  map[string]route{},
+		asking:  map[string]bool{},
+		missing: map[string]bool{},
 	}
 }
 
@@ -90,10 +99,16 @@ func (d *desk) linkTo(agent string) route {
 // linkUp takes a checked link into use and does everything that waited for it.
 func (d *desk) linkUp(r route) {
 	agent := r.agent()
-	if old := d.linkTo(agent); old != nil && old.local() && !r.local() {
+	old := d.linkTo(agent)
+	if old != nil && old.local() && !r.local() {
+		r.close()
 		return // our own link is the shorter way
 	}
+	if old != nil {
+		old.close()
+	}
 	d.agents.routes[agent] = r
+	delete(d.agents.missing, agent)
 	h := r.hello()
 	journal := roles.Journal{ID: h.GetJournal().GetId(), Counter: h.GetJournal().GetCounter()}
 	for _, o := range d.byAgent[agent] {
@@ -124,39 +139,45 @@ func (d *desk) meet(o *owned, agent string, journal roles.Journal) {
 
 // linkDown takes a link out of use; another controller may still hold one.
 func (d *desk) linkDown(r route) {
+	r.close()
 	if now := d.linkTo(r.agent()); now == nil || now.nonce() != r.nonce() {
 		return
 	}
 	delete(d.agents.routes, r.agent())
-	d.lookElsewhere(r.agent())
 	for _, o := range d.byAgent[r.agent()] {
 		d.perform(o)
 	}
+	d.lookElsewhere(r.agent())
 }
 
 // relink looks at a change of who holds links to an agent.
 func (d *desk) relink(key string) {
 	agent, _ := requestOf(key, prefixLinks)
-	if d.linkTo(agent) == nil {
+	if d.linkTo(agent) == nil && (len(d.byAgent[agent]) > 0 || len(d.starved) > 0) {
 		d.lookElsewhere(agent)
 	}
 }
 
 // lookElsewhere asks the controllers that hold a link to the agent to carry
-// messages over it.
+// messages over it. One question at a time to each of them.
 func (d *desk) lookElsewhere(agent string) {
 	snap := d.c.member.View().Snapshot()
 	for controller, rec := range d.agents.links[agent] {
-		if controller == d.c.cfg.Name || coord.SessionEpoch(snap, controller) != rec.Epoch {
+		asked := agent + "/" + controller
+		if controller == d.c.cfg.Name || coord.SessionEpoch(snap, controller) != rec.Epoch || d.agents.asking[asked] {
 			continue
 		}
+		d.agents.asking[asked] = true
 		d.tasks.do(func() {
-			r, err := d.c.peek(d.ctx, controller, agent)
-			if err != nil {
-				d.log.Debug("no link there", "agent", agent, "controller", controller, "error", err)
-				return
-			}
-			d.mail.post(func() { d.linkUp(r) })
+			r, err := d.peek(controller, agent)
+			d.mail.post(func() {
+				delete(d.agents.asking, asked)
+				if err != nil {
+					d.log.Debug("no link there", "agent", agent, "controller", controller, "error", err)
+					return
+				}
+				d.linkUp(r)
+			})
 		})
 	}
 }
@@ -167,16 +188,23 @@ const unreachableAfter = 2 * time.Second
 
 // unreachable marks the steps of an agent that nobody has a link to, if that
 // lasts. It changes nothing but the mark: unreachable is not dead.
-func (d *desk) unreachable(o *owned, agent string) {
+func (d *desk) unreachable(agent string) {
+	if d.agents.missing[agent] {
+		return
+	}
+	d.agents.missing[agent] = true
 	d.lookElsewhere(agent)
 	d.after(unreachableAfter, func() {
-		if d.owned[o.id] != o || d.linkTo(agent) != nil {
+		if !d.agents.missing[agent] || d.linkTo(agent) != nil {
 			return
 		}
-		for _, st := range o.state.Steps {
-			if st.Agent == agent && !st.Unreachable && (st.Status == roles.StepDispatched || st.Status == roles.StepRunning) {
-				d.apply(o, roles.AgentUnreachable{Agent: agent})
-				return
+		delete(d.agents.missing, agent)
+		for _, o := range d.byAgent[agent] {
+			for _, st := range o.state.Steps {
+				if st.Agent == agent && !st.Unreachable && (st.Status == roles.StepDispatched || st.Status == roles.StepRunning) {
+					d.apply(o, roles.AgentUnreachable{Agent: agent})
+					break
+				}
 			}
 		}
 	})
@@ -190,15 +218,7 @@ func (d *desk) feed() {
 			continue
 		}
 		o.state = state
-		writes := []coord.Write{}
-		if change.Record {
-			writes = append(writes, coord.Put(statusKey(o.id), encode(state.Record)))
-		}
-		for _, i := range change.Steps {
-			writes = append(writes, coord.Put(stepKey(o.id, state.Steps[i].Name), encode(state.Steps[i])))
-		}
-		o.writes++
-		d.s.Submit(coord.Tx{Then: writes}, func(_ coord.Result, err error) { d.mail.post(func() { d.stored(o, err) }) })
+		d.store(o, records(o.id, state, change))
 	}
 }
 

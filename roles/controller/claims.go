@@ -15,6 +15,8 @@ type openRequest struct {
 	claimMod int64 // ModRevision of the claim, 0 if there is none
 	queued   bool  // never claimed by anybody
 	claiming bool  // a claim of ours is on its way
+	// forgotten counts sweeps that found our own claim and no such request here.
+	forgotten int
 }
 
 // sweepEvery is how often ownerless requests are looked for besides on every
@@ -45,16 +47,19 @@ func (d *desk) first(snap coord.Snapshot) {
 
 // seen takes in one change of the view.
 func (d *desk) seen(b coord.Batch) {
-	ownerless := false
+	sessions := false
+	var touched []string
 	for _, ch := range b.Changes {
 		switch {
 		case strings.HasPrefix(ch.Key, prefixRequests):
 			if d.noteStatus(ch.KV) && ch.Prev.Mod == 0 {
-				ownerless = true
+				id, _ := requestOf(ch.Key, prefixRequests)
+				touched = append(touched, id)
 			}
 		case strings.HasPrefix(ch.Key, prefixClaims):
 			d.noteClaim(ch.KV)
-			ownerless = true
+			id, _ := requestOf(ch.Key, prefixClaims)
+			touched = append(touched, id)
 		case strings.HasPrefix(ch.Key, prefixInbox):
 			if !ch.Deleted {
 				d.command(ch.KV)
@@ -66,12 +71,15 @@ func (d *desk) seen(b coord.Batch) {
 			d.agents.noteLink(ch.KV, ch.Deleted)
 			d.relink(ch.Key)
 		case coord.IsSessionKey(ch.Key):
-			// Judged below at the revision of this batch, and never earlier.
-			ownerless = true
+			sessions = true
 		}
 	}
-	if ownerless {
+	// Judged after the whole batch, at its revision or later, never in between.
+	switch {
+	case sessions:
 		d.sweep(false)
+	case len(touched) > 0:
+		d.consider(touched)
 	}
 }
 
@@ -125,30 +133,62 @@ func (d *desk) openRequest(id string) *openRequest {
 
 // sweep claims ownerless requests. Rendezvous hashing names one controller for
 // each, as a hint that saves a race; with all set, as from time to time, this
-// controller takes what it is offered by nobody else's absence too.
+// controller also takes what was meant for others and was left lying.
 func (d *desk) sweep(all bool) {
 	snap := d.c.member.View().Snapshot()
-	field := d.c.eligible(snap)
-	if d.c.cfg.Execution == ExecutionActive && !field.others[d.c.cfg.Name] && len(d.owned) > 0 {
+	able := d.c.eligible(snap)
+	if d.c.cfg.Execution == ExecutionActive && !able.others[d.c.cfg.Name] && len(d.owned) > 0 {
 		d.handAll() // the term has moved on
 	}
 	for id, r := range d.open {
-		if r.claiming || d.owned[id] != nil {
+		if d.ownerless(snap, id, r, all) {
+			d.claimIfMine(able, id, r, all)
+		}
+	}
+}
+
+// consider claims those of the requests that are ownerless.
+func (d *desk) consider(ids []string) {
+	snap := d.c.member.View().Snapshot()
+	var able *field
+	for _, id := range ids {
+		r := d.open[id]
+		if r == nil || !d.ownerless(snap, id, r, false) {
 			continue
 		}
-		if r.claimMod != 0 && coord.SessionEpoch(snap, r.claim.Node) == r.claim.Epoch {
-			continue // its owner lives, or is held by a goodbye
+		if able == nil {
+			f := d.c.eligible(snap)
+			able = &f
 		}
-		able := field.others
-		if r.queued {
-			able = field.fresh
-		}
-		if len(able) == 0 || !able[d.c.cfg.Name] {
-			continue
-		}
-		if !all && coord.Rendezvous(id, able) != d.c.cfg.Name {
-			continue
-		}
+		d.claimIfMine(*able, id, r, false)
+	}
+}
+
+// ownerless reports whether nobody owns a request: its claim names no session
+// that lives or is held by a goodbye. A claim of our own that the desk knows
+// nothing of is one too, if it lasts: the desk had to forget the request.
+func (d *desk) ownerless(snap coord.Snapshot, id string, r *openRequest, all bool) bool {
+	if r.claiming || d.owned[id] != nil {
+		r.forgotten = 0
+		return false
+	}
+	if r.claimMod == 0 || coord.SessionEpoch(snap, r.claim.Node) != r.claim.Epoch {
+		return true
+	}
+	if !all || r.claim.Node != d.c.cfg.Name {
+		return false
+	}
+	r.forgotten++ // an acceptance may still be on its way to the desk
+	return r.forgotten > 1
+}
+
+func (d *desk) claimIfMine(able field, id string, r *openRequest, all bool) {
+	may := able.others
+	if r.queued {
+		may = able.fresh
+	}
+	me := d.c.cfg.Name
+	if may[me] && (all || coord.Rendezvous(id, may) == me) {
 		d.claim(id, r)
 	}
 }
@@ -160,7 +200,7 @@ func (d *desk) claim(id string, r *openRequest) {
 	generation, _ := d.c.member.Generation()
 	key := claimKey(id)
 	conds := []coord.Cond{coord.ModIs(key, r.claimMod)}
-	if r.claimMod != 0 {
+	if r.claimMod != 0 && (r.claim.Node != d.c.cfg.Name || r.claim.Epoch != d.s.Epoch()) {
 		conds = append(conds, coord.SessionIsNot(r.claim.Node, r.claim.Epoch))
 	}
 	d.s.Submit(coord.Tx{

@@ -239,15 +239,6 @@ func (c *Controller) Wait(ctx context.Context, rev int64) error {
 // Sync returns when this controller shows everything committed before.
 func (c *Controller) Sync(ctx context.Context) error { return c.member.Sync(ctx) }
 
-// count keeps how many requests this node owns.
-func (c *Controller) count(_ string, more bool) {
-	if more {
-		c.counted.Add(1)
-	} else {
-		c.counted.Add(-1)
-	}
-}
-
 // owned is how many requests that are not final a node owns.
 func (c *Controller) owned(node string) int {
 	if node == c.cfg.Name {

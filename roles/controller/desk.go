@@ -34,7 +34,9 @@ type desk struct {
 	byAgent map[string]map[string]*owned
 	// starved are owned requests with a ready step for which no agent was found.
 	starved map[string]*owned
-	agents  *agentBook
+	// waitsForTrust are owned requests with effects that found no trust.
+	waitsForTrust map[string]*owned
+	agents        *agentBook
 }
 
 // owned is one request that this session owns.
@@ -51,6 +53,8 @@ type owned struct {
 	waiting   map[string]int // step -> attempt whose retry delay runs
 	// commands of the inbox that were taken in and are being removed.
 	commands map[string]bool
+	// counted is set while the request counts as one of this node's open ones.
+	counted bool
 }
 
 func newDesk(c *Controller, s *coord.Session, ctx context.Context) *desk {
@@ -61,6 +65,8 @@ func newDesk(c *Controller, s *coord.Session, ctx context.Context) *desk {
 		byAgent: map[string]map[string]*owned{},
 		starved: map[string]*owned{},
 		agents:  newAgentBook(),
+
+		waitsForTrust: map[string]*owned{},
 	}
 }
 
@@ -94,7 +100,7 @@ func now() roles.Stamp { return roles.StampOf(time.Now()) }
 func (d *desk) take(id string, state roles.State, fence roles.Fence) {
 	o := &owned{id: id, state: state, performed: map[roles.Effect]string{}, waiting: map[string]int{}, commands: map[string]bool{}}
 	d.owned[id] = o
-	d.c.count(id, true)
+	d.count(o)
 	for _, st := range state.Steps {
 		d.concerns(o, st.Agent)
 	}
@@ -111,7 +117,21 @@ func (d *desk) drop(o *owned) {
 	for _, st := range o.state.Steps {
 		delete(d.byAgent[st.Agent], o.id)
 	}
-	d.c.count(o.id, false)
+	if o.counted {
+		d.c.counted.Add(-1)
+	}
+}
+
+// count keeps the number of open requests of this node.
+func (d *desk) count(o *owned) {
+	open := !o.state.Record.Status.Final()
+	switch {
+	case open && !o.counted:
+		d.c.counted.Add(1)
+	case !open && o.counted:
+		d.c.counted.Add(-1)
+	}
+	o.counted = open
 }
 
 func (d *desk) concerns(o *owned, agent string) {
@@ -132,11 +152,6 @@ func (d *desk) apply(o *owned, ev roles.Event, extra ...coord.Write) {
 		d.log.Warn("event refused", "request", o.id, "event", ev, "error", err)
 		state = o.state
 	}
-	steps := map[int]bool{}
-	record := change.Record
-	for _, i := range change.Steps {
-		steps[i] = true
-	}
 	o.replies = append(o.replies, change.Replies...)
 	for _, late := range change.Late {
 		extra = append(extra, d.c.event(api.Event{Kind: "step.late_report", Subject: o.id, Detail: map[string]string{
@@ -144,26 +159,41 @@ func (d *desk) apply(o *owned, ev roles.Event, extra ...coord.Write) {
 		}}))
 	}
 	state, more := d.choose(o, state)
-	record = record || more.Record
-	for _, i := range more.Steps {
-		steps[i] = true
-	}
-	writes := extra
-	if record {
-		writes = append(writes, coord.Put(statusKey(o.id), encode(state.Record)))
-	}
-	for i := range steps {
-		writes = append(writes, coord.Put(stepKey(o.id, state.Steps[i].Name), encode(state.Steps[i])))
-	}
+	change.Record = change.Record || more.Record
+	change.Steps = append(change.Steps, more.Steps...)
+	writes := append(extra, records(o.id, state, change)...)
 	o.state = state
+	d.count(o)
 	if len(writes) == 0 {
 		d.perform(o)
 		return
 	}
+	d.store(o, writes)
+}
+
+// store writes a request's changes; what they make pending is performed when
+// they are durable.
+func (d *desk) store(o *owned, writes []coord.Write) {
 	o.writes++
 	d.s.Submit(coord.Tx{Then: writes}, func(_ coord.Result, err error) {
 		d.mail.post(func() { d.stored(o, err) })
 	})
+}
+
+// records are the writes that a change of a state asks for.
+func records(id string, state roles.State, change roles.Change) []coord.Write {
+	var writes []coord.Write
+	if change.Record {
+		writes = append(writes, coord.Put(statusKey(id), encode(state.Record)))
+	}
+	seen := map[int]bool{}
+	for _, i := range change.Steps {
+		if !seen[i] {
+			seen[i] = true
+			writes = append(writes, coord.Put(stepKey(id, state.Steps[i].Name), encode(state.Steps[i])))
+		}
+	}
+	return writes
 }
 
 // choose finds agents for ready steps, as long as that gets anywhere.
@@ -223,13 +253,7 @@ func (d *desk) perform(o *owned) {
 		return
 	}
 	if d.s.Check() != nil {
-		// Without trust nothing leaves this node. Trust comes back, or the
-		// session ends.
-		d.after(trustRetry, func() {
-			if d.owned[o.id] == o {
-				d.perform(o)
-			}
-		})
+		d.distrusted(o)
 		return
 	}
 	replies := o.replies
@@ -248,7 +272,7 @@ func (d *desk) perform(o *owned) {
 			link := d.linkTo(eff.Agent)
 			if link == nil {
 				told = false
-				d.unreachable(o, eff.Agent)
+				d.unreachable(eff.Agent)
 				continue
 			}
 			if o.performed[eff] == link.nonce() {
@@ -268,6 +292,24 @@ func (d *desk) perform(o *owned) {
 
 // trustRetry is how soon effects are tried again that found no trust.
 const trustRetry = 5 * time.Millisecond
+
+// distrusted puts a request aside until trust is back: without it nothing
+// leaves this node. Trust comes back with an echo, or the session ends.
+func (d *desk) distrusted(o *owned) {
+	d.waitsForTrust[o.id] = o
+	if len(d.waitsForTrust) > 1 {
+		return // the timer runs
+	}
+	d.after(trustRetry, func() {
+		waiting := d.waitsForTrust
+		d.waitsForTrust = map[string]*owned{}
+		for _, o := range waiting {
+			if d.owned[o.id] == o {
+				d.perform(o)
+			}
+		}
+	})
+}
 
 // wait runs the delay before a retry, once for each attempt.
 func (d *desk) wait(o *owned, eff roles.Effect) {

@@ -2,7 +2,6 @@ package controller
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"time"
 
@@ -19,45 +18,44 @@ const callTimeout = 2 * time.Second
 
 // remoteRoute is a link that another controller holds.
 type remoteRoute struct {
-	c          *Controller
 	controller string
 	name       string
 	h          *wire.Hello
 	queue      chan *wire.ControllerMessage
+	ctx        context.Context
+	cancel     context.CancelFunc
 }
 
 func (r *remoteRoute) agent() string      { return r.name }
 func (r *remoteRoute) hello() *wire.Hello { return r.h }
 func (r *remoteRoute) nonce() string      { return r.controller + "/" + linkNonce(r.h) }
 func (r *remoteRoute) local() bool        { return false }
+func (r *remoteRoute) close()             { r.cancel() }
 
 func (r *remoteRoute) send(m *wire.ControllerMessage) bool {
 	select {
 	case r.queue <- m:
-		return true
+		return r.ctx.Err() == nil
 	default:
 		return false
 	}
 }
 
-// peek finds out about an agent's link at another controller and keeps
-// carrying messages over it until that fails.
-func (c *Controller) peek(ctx context.Context, controller, agent string) (route, error) {
-	m, err := c.deps.DialMember(ctx, controller)
+// peek finds out about an agent's link at another controller. The route carries
+// messages over it until that fails or the route is closed.
+func (d *desk) peek(controller, agent string) (route, error) {
+	m, err := d.c.deps.DialMember(d.ctx, controller)
 	if err != nil {
 		return nil, err
 	}
-	callCtx, cancel := context.WithTimeout(ctx, callTimeout)
+	callCtx, cancel := context.WithTimeout(d.ctx, callTimeout)
 	defer cancel()
 	resp, err := m.Peek(callCtx, &wire.PeekRequest{To: controller, Agent: agent})
 	if err != nil {
 		return nil, err
 	}
-	r := &remoteRoute{c: c, controller: controller, name: agent, h: resp.GetHello(), queue: make(chan *wire.ControllerMessage, linkQueue)}
-	d := c.desk.Load()
-	if d == nil {
-		return nil, fmt.Errorf("no session")
-	}
+	r := &remoteRoute{controller: controller, name: agent, h: resp.GetHello(), queue: make(chan *wire.ControllerMessage, linkQueue)}
+	r.ctx, r.cancel = context.WithCancel(d.ctx)
 	d.tasks.do(func() { r.carry(d, m) })
 	return r, nil
 }
@@ -66,10 +64,10 @@ func (c *Controller) peek(ctx context.Context, controller, agent string) (route,
 func (r *remoteRoute) carry(d *desk, m wire.MemberClient) {
 	for {
 		select {
-		case <-d.ctx.Done():
+		case <-r.ctx.Done():
 			return
 		case msg := <-r.queue:
-			ctx, cancel := context.WithTimeout(d.ctx, callTimeout)
+			ctx, cancel := context.WithTimeout(r.ctx, callTimeout)
 			_, err := m.Deliver(ctx, &wire.DeliverRequest{To: r.controller, Agent: r.name, Message: msg})
 			cancel()
 			if err != nil {

@@ -158,8 +158,7 @@ func (d *desk) consume(o *owned, key string, with *coord.Write) {
 	if with != nil {
 		writes = append(writes, *with)
 	}
-	o.writes++
-	d.s.Submit(coord.Tx{Then: writes}, func(_ coord.Result, err error) { d.mail.post(func() { d.stored(o, err) }) })
+	d.store(o, writes)
 }
 
 func fenceOf(f *wire.Fence) roles.Fence {
