@@ -264,6 +264,17 @@ func Controllers(snap Snapshot) []ControllerInfo {
 	return out
 }
 
+// SessionsOf returns the names of all nodes that have a session.
+func SessionsOf(snap Snapshot) func(yield func(string) bool) {
+	return func(yield func(string) bool) {
+		for kv := range snap.Range(prefixSessions) {
+			if !yield(leaf(kv.Key, prefixSessions)) {
+				return
+			}
+		}
+	}
+}
+
 // IsLossKey reports whether key is the record of a loss.
 func IsLossKey(key string) bool { return leaf(key, prefixLosses) != "" }
 

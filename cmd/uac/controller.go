@@ -26,6 +26,9 @@ import (
 // pingInterval is how often links to agents are pinged.
 const pingInterval = time.Second
 
+// memberStreams bounds the calls that one member has open at another.
+const memberStreams = 1000
+
 // runController runs a node with the role controller.
 func runController(ctx context.Context, d daemonDeps) error {
 	cfg := d.cfg
@@ -96,7 +99,7 @@ func runController(ctx context.Context, d daemonDeps) error {
 	if err != nil {
 		return err
 	}
-	links, members, joins := wire.NewServer(wire.Options{}), wire.NewServer(wire.Options{MaxStreams: 1000}), wire.NewServer(wire.Options{})
+	links, members, joins := wire.NewServer(wire.Options{}), wire.NewServer(wire.Options{MaxStreams: memberStreams}), wire.NewServer(wire.Options{})
 	c.RegisterLinks(links)
 	c.RegisterMembers(members)
 	c.RegisterEnroll(joins)

@@ -15,6 +15,7 @@ import (
 
 	"uac/config"
 	"uac/coord"
+	"uac/roles"
 	"uac/roles/wire"
 	"uac/roles/wire/pki"
 )
@@ -36,8 +37,12 @@ func loadPKI(d daemonDeps) (*pki.Store, error) {
 	if err != nil {
 		return nil, usageError("certificates: %w", err)
 	}
+	id := store.Identity()
 	want := pki.Identity{Cluster: d.cfg.Cluster.Name, Role: d.cfg.Node.Role, Name: d.cfg.Node.Name}
-	if id := store.Identity(); id != want {
+	if d.cfg.Node.Role == roles.RoleAgent && d.origins.Of("cluster.name").Source == config.FromDefault {
+		want.Cluster = id.Cluster // an agent that was told nothing is of the cluster that it joined
+	}
+	if id != want {
 		return nil, usageError("certificates: those in %s are of %s, this node is %s", d.cfg.PKI.Dir, id, want)
 	}
 	infos, err := store.Certificates(time.Now())

@@ -56,7 +56,8 @@ func runWatch(ctx context.Context, d daemonDeps) error {
 		}
 		return api.Self{Node: n, BuildID: d.build.Commit, BuildDate: d.build.Date, Reason: st.Reason}
 	}
-	members := wire.NewServer(wire.Options{})
+	members := wire.NewServer(wire.Options{MaxStreams: memberStreams})
+	wire.RegisterMemberServer(members, &wire.Forwarder{Name: cfg.Node.Name, Dial: node.dialer.dial})
 
 	below, stopBelow := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBelow()

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"uac/coord"
 	"uac/roles/wire"
 	"uac/roles/wire/pki"
 )
@@ -41,35 +42,59 @@ func (r *remoteRoute) send(m *wire.ControllerMessage) bool {
 	}
 }
 
+// reach calls f with the service of a member: directly, or if it cannot be
+// reached, through each of the others in turn, which pass the call on.
+func (c *Controller) reach(ctx context.Context, node string, f func(ctx context.Context, m wire.MemberClient) error) error {
+	ways := []string{node}
+	for kv := range coord.SessionsOf(c.member.View().Snapshot()) {
+		if kv != node && kv != c.cfg.Name {
+			ways = append(ways, kv)
+		}
+	}
+	var last error
+	for _, via := range ways {
+		m, err := c.deps.DialMember(ctx, via)
+		if err == nil {
+			callCtx, cancel := context.WithTimeout(ctx, callTimeout)
+			err = f(callCtx, m)
+			cancel()
+		}
+		if code := status.Code(err); err == nil || code != codes.Unavailable && code != codes.DeadlineExceeded || ctx.Err() != nil {
+			return err
+		}
+		last = err
+	}
+	return last
+}
+
 // peek finds out about an agent's link at another controller. The route carries
 // messages over it until that fails or the route is closed.
 func (d *desk) peek(controller, agent string) (route, error) {
-	m, err := d.c.deps.DialMember(d.ctx, controller)
+	r := &remoteRoute{controller: controller, name: agent, queue: make(chan *wire.ControllerMessage, linkQueue)}
+	err := d.c.reach(d.ctx, controller, func(ctx context.Context, m wire.MemberClient) error {
+		resp, err := m.Peek(ctx, &wire.PeekRequest{To: controller, Agent: agent})
+		r.h = resp.GetHello()
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	callCtx, cancel := context.WithTimeout(d.ctx, callTimeout)
-	defer cancel()
-	resp, err := m.Peek(callCtx, &wire.PeekRequest{To: controller, Agent: agent})
-	if err != nil {
-		return nil, err
-	}
-	r := &remoteRoute{controller: controller, name: agent, h: resp.GetHello(), queue: make(chan *wire.ControllerMessage, linkQueue)}
 	r.ctx, r.cancel = context.WithCancel(d.ctx)
-	d.tasks.do(func() { r.carry(d, m) })
+	d.tasks.do(func() { r.carry(d) })
 	return r, nil
 }
 
 // carry delivers messages in order; the first failure ends the route.
-func (r *remoteRoute) carry(d *desk, m wire.MemberClient) {
+func (r *remoteRoute) carry(d *desk) {
 	for {
 		select {
 		case <-r.ctx.Done():
 			return
 		case msg := <-r.queue:
-			ctx, cancel := context.WithTimeout(r.ctx, callTimeout)
-			_, err := m.Deliver(ctx, &wire.DeliverRequest{To: r.controller, Agent: r.name, Message: msg})
-			cancel()
+			err := d.c.reach(r.ctx, r.controller, func(ctx context.Context, m wire.MemberClient) error {
+				_, err := m.Deliver(ctx, &wire.DeliverRequest{To: r.controller, Agent: r.name, Message: msg})
+				return err
+			})
 			if err != nil {
 				d.log.Debug("message not carried", "agent", r.name, "over", r.controller, "error", err)
 				d.mail.post(func() { d.linkDown(r) })
@@ -81,14 +106,10 @@ func (r *remoteRoute) carry(d *desk, m wire.MemberClient) {
 
 // passOn takes an agent's message to the owner of the request it concerns.
 func (c *Controller) passOn(ctx context.Context, owner, agent string, m *wire.AgentMessage) error {
-	client, err := c.deps.DialMember(ctx, owner)
-	if err != nil {
+	return c.reach(ctx, owner, func(ctx context.Context, client wire.MemberClient) error {
+		_, err := client.Report(ctx, &wire.ReportRequest{To: owner, Agent: agent, Controller: c.cfg.Name, Message: m})
 		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	_, err = client.Report(ctx, &wire.ReportRequest{To: owner, Agent: agent, Controller: c.cfg.Name, Message: m})
-	return err
+	})
 }
 
 // readThrough reads output through the controller that holds a link.
@@ -188,7 +209,7 @@ func (c *Controller) RegisterLinks(g grpc.ServiceRegistrar) {
 
 // RegisterMembers serves the other members on g.
 func (c *Controller) RegisterMembers(g grpc.ServiceRegistrar) {
-	wire.RegisterMemberServer(g, &memberServer{c: c})
+	wire.RegisterMemberServer(g, &wire.Forwarder{Name: c.cfg.Name, Own: &memberServer{c: c}, Dial: c.deps.DialMember})
 }
 
 // RegisterEnroll serves machines that join with a token on g.
