@@ -62,6 +62,7 @@ order.`,
 	)
 	root.AddCommand(
 		newConfigCommand(a),
+		newDevCommand(a),
 		newPKICommand(a),
 		newVersionCommand(a),
 		newCompletionCommand(a),
