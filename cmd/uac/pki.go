@@ -62,7 +62,11 @@ relays. Nothing is overwritten (exit code 6).
 
 The key of the root goes into a directory of its own. Take that directory
 offline: it is needed again only to replace a CA. The keys of the other three
-stay in ca/ and go to the controllers, which issue and renew with them.`,
+stay in ca/ and go to the controllers, which issue and renew with them.
+
+The first operator gets in with the API token in admin.token, which has the role
+admin. first-token.json, by which the cluster knows it, goes to the controllers
+with their keys and holds no secret.`,
 		Example: `  uac pki init --cluster prod
   uac pki init --cluster prod --dir /etc/uac/pki --root-dir /media/usb/uac-root`,
 		Args: cobra.NoArgs,
@@ -81,7 +85,7 @@ func runPKIInit(a *app, opts pki.InitOptions) error {
 	if opts.RootDir == "" {
 		opts.RootDir = filepath.Join(opts.Dir, "root")
 	}
-	if err := pki.Init(opts); err != nil {
+	if _, err := initPKI(opts); err != nil {
 		return pkiError(err)
 	}
 	authority, err := pki.OpenAuthority(opts.Dir)
@@ -93,13 +97,15 @@ func runPKIInit(a *app, opts pki.InitOptions) error {
 		Dir             string `json:"dir"`
 		RootDir         string `json:"root_dir"`
 		RootFingerprint string `json:"root_fingerprint"`
-	}{opts.Cluster, opts.Dir, opts.RootDir, authority.RootFingerprint()}
+		AdminTokenFile  string `json:"admin_token_file"`
+	}{opts.Cluster, opts.Dir, opts.RootDir, authority.RootFingerprint(), filepath.Join(opts.Dir, adminTokenFile)}
 	return printObject(a, result, func(w io.Writer, p paint) error {
 		_, err := fmt.Fprintf(w, `created the certificate authorities of cluster %s in %s
 root fingerprint %s
+API token of the first operator in %s
 %s
 next: uac pki issue --dir %s --role controller --name NAME
-`, result.Cluster, result.Dir, result.RootFingerprint,
+`, result.Cluster, result.Dir, result.RootFingerprint, result.AdminTokenFile,
 			p.apply(yellow, "take "+result.RootDir+" offline now: it holds the key of the root"), result.Dir)
 		return err
 	})
@@ -123,8 +129,9 @@ the node's pki.dir (by default pki below its data directory). Without DIR it is
 called like the node. Nothing is overwritten (exit code 6).
 
 The directory of a controller holds the keys of the CAs as well, with which
-controllers issue and renew. Agents, relays and watches can also enrol by
-themselves with a join token; see uac token create --help.`,
+controllers issue and renew, and the record of the first API token. Agents,
+relays and watches can also enrol by themselves with a join token; see uac token
+create --help.`,
 		Example: `  uac pki issue --role controller --name c1 --host c1.example.com --host 10.0.0.1
   uac pki issue --role watch --name w1
   uac pki issue --role agent --name web1.example.com --days 365 /tmp/web1`,
@@ -184,7 +191,7 @@ func runPKIIssue(a *app, opts pkiIssueOptions) error {
 		return err
 	}
 	authority.Lifetime = time.Duration(opts.days) * 24 * time.Hour
-	if err := authority.IssueNode(opts.to, pki.NodeSpec{Role: role, Name: opts.name, Hosts: opts.hosts}); err != nil {
+	if err := issueNode(authority, opts.dir, opts.to, pki.NodeSpec{Role: role, Name: opts.name, Hosts: opts.hosts}); err != nil {
 		return pkiError(err)
 	}
 	infos, err := pki.Show(opts.to, time.Now())

@@ -65,7 +65,10 @@ func TestPKI(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]string{"cluster": "prod", "dir": "pki", "root_dir": "pki/root", "root_fingerprint": root[0].Fingerprint}
+	want := map[string]string{
+		"cluster": "prod", "dir": "pki", "root_dir": "pki/root", "root_fingerprint": root[0].Fingerprint,
+		"admin_token_file": "pki/admin.token",
+	}
 	if diff := cmp.Diff(want, created); diff != "" {
 		t.Errorf("init (-want +got):\n%s", diff)
 	}
@@ -125,6 +128,57 @@ func TestPKI(t *testing.T) {
 	}
 }
 
+// The first operator's token is one that every controller knows, and nobody
+// else.
+func TestFirstToken(t *testing.T) {
+	t.Chdir(t.TempDir())
+	mustPKI(t, "init", "--cluster", "prod")
+	mustPKI(t, "issue", "--role", "controller", "--name", "c1")
+	mustPKI(t, "issue", "--role", "controller", "--name", "c2", "--dir", "c1")
+	mustPKI(t, "issue", "--role", "watch", "--name", "w1")
+	files := filesBelow(t)
+	token := strings.TrimSpace(files["pki/admin.token"])
+	for _, controller := range []string{"c1", "c2"} {
+		records, err := firstTokens(controller)
+		if err != nil || len(records) != 1 {
+			t.Fatalf("%s: %v, %v", controller, records, err)
+		}
+		if err := records[0].Verify(token, time.Now()); err != nil {
+			t.Errorf("%s: %v", controller, err)
+		}
+		if r := records[0]; r.Name != "admin" || r.Role != pki.Admin || !r.Expires.IsZero() {
+			t.Errorf("%s: %+v", controller, r)
+		}
+	}
+	for path, text := range files {
+		dir, name := filepath.Split(path)
+		if name == firstTokenFile && dir == "w1/" {
+			t.Errorf("%s: a watch has no use for it", path)
+		}
+		if strings.Contains(text, token) && path != "pki/admin.token" {
+			t.Errorf("%s holds the token", path)
+		}
+	}
+	for _, path := range []string{"pki/admin.token", "pki/first-token.json", "c1/first-token.json"} {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Mode() != 0o600 {
+			t.Errorf("%s has mode %s", path, info.Mode())
+		}
+	}
+
+	// Taken away, it is not needed to issue more.
+	if err := os.Remove("pki/first-token.json"); err != nil {
+		t.Fatal(err)
+	}
+	mustPKI(t, "issue", "--role", "controller", "--name", "c3")
+	if records, err := firstTokens("c3"); err != nil || records != nil {
+		t.Errorf("c3: %v, %v", records, err)
+	}
+}
+
 // What is refused says why, has its exit code, and changes nothing.
 func TestPKIRefusals(t *testing.T) {
 	t.Chdir(t.TempDir())
@@ -132,6 +186,12 @@ func TestPKIRefusals(t *testing.T) {
 	mustPKI(t, "issue", "--role", "agent", "--name", "a1")
 	mustPKI(t, "init", "--cluster", "other", "--dir", "other")
 	mustPKI(t, "issue", "--dir", "other", "--role", "agent", "--name", "b1")
+	if err := os.MkdirAll("token", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile("token/admin.token", []byte("of another cluster"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile("garbage.crt", []byte("garbage"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -151,10 +211,11 @@ func TestPKIRefusals(t *testing.T) {
 		code exitCode
 		want string
 	}{
-		{"init --cluster prod", exitConflict, "pki/root/root.key"},
-		{"init --cluster prod --root-dir elsewhere", exitConflict, "pki/ca/root.crt"},
+		{"init --cluster prod", exitConflict, "pki/admin.token"},
+		{"init --cluster prod --root-dir elsewhere", exitConflict, "pki/admin.token"},
 		{"init --cluster prod --dir new --root-dir pki/root", exitConflict, "pki/root/root.key"},
-		{"init", exitConflict, "pki/root/root.key"},
+		{"init", exitConflict, "pki/admin.token"},
+		{"init --dir token", exitConflict, "token/admin.token"},
 		{"init --cluster=", exitUsage, "must not be empty"},
 		{"init --cluster Prod", exitUsage, "Prod"},
 		{"init --cluster a.b", exitUsage, "a.b"},
