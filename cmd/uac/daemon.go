@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"uac/config"
 	"uac/roles"
@@ -111,6 +112,11 @@ func runDaemon(ctx context.Context, a *app, opts daemonOptions, daemons map[role
 	for _, w := range cfg.Warnings() {
 		d.log.Warn("questionable configuration", "problem", w)
 	}
+	if cfg.Node.Role == roles.RoleController || cfg.Node.Role == roles.RoleWatch {
+		if err := noCoreDumps(); err != nil {
+			d.log.Warn("core dumps not switched off: after a crash they delay a fail-over", "error", err)
+		}
+	}
 	d.log.Info("starting", "role", cfg.Node.Role, "cluster", cfg.Cluster.Name, "version", d.build.Version, "data_dir", cfg.Node.DataDir)
 	err = serve(ctx, d)
 	if errors.Is(err, errRestart) {
@@ -122,6 +128,19 @@ func runDaemon(ctx context.Context, a *app, opts daemonOptions, daemons map[role
 	}
 	d.log.Info("stopped")
 	return nil
+}
+
+// noCoreDumps makes a crash of this process quick. While the kernel writes a
+// core dump, the connections stay open by which others see that the process is
+// dead. A limit of one byte also stops dumps that go to a program, which a limit
+// of zero does not (core(5)). Agents are left alone: steps inherit the limit.
+func noCoreDumps() error {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_CORE, &limit); err != nil {
+		return err
+	}
+	limit.Cur = min(1, limit.Max)
+	return unix.Setrlimit(unix.RLIMIT_CORE, &limit)
 }
 
 // listen binds the address of a setting. An address that cannot be bound is a
