@@ -128,6 +128,18 @@ func (m *Member) Status() Status {
 	return st
 }
 
+// RaftLeader names the member that leads raft as this member sees it, "" if it
+// knows none. Who leads raft says nothing about who is Active.
+func (m *Member) RaftLeader() string {
+	m.mu.Lock()
+	e := m.etcd
+	m.mu.Unlock()
+	if e == nil {
+		return ""
+	}
+	return e.leader()
+}
+
 // ErrOnline is returned by [Session.RemoveNode] for a node that has a session.
 var ErrOnline = errors.New("node is online")
 

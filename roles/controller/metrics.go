@@ -29,6 +29,8 @@ func (c *Controller) RegisterMetrics(r prometheus.Registerer) error {
 	}
 	for _, col := range []prometheus.Collector{
 		gauge("active", "1 while this node may act as Active.", mode(coord.ModeActive)),
+		gauge("term", "Epoch of the term while this node may act as Active, else 0.", c.actingTerm),
+		gauge("raft_leader", "1 while this node leads raft, as it sees it.", func() float64 { return yes(c.member.RaftLeader() == c.cfg.Name) }),
 		gauge("offline", "1 while this node has no session or no trust.", mode(coord.ModeOffline)),
 		gauge("requests_owned", "Requests that this node owns and that are not final.", func() float64 { return float64(c.counted.Load()) }),
 		gauge("agents_linked", "Agents that hold a link to this node.", func() float64 { return float64(len(c.links.agents())) }),
@@ -43,4 +45,17 @@ func (c *Controller) RegisterMetrics(r prometheus.Registerer) error {
 		}
 	}
 	return nil
+}
+
+// actingTerm is the epoch of the term while this node may act as Active, else 0.
+func (c *Controller) actingTerm() float64 {
+	s := c.session.Load()
+	if s == nil {
+		return 0
+	}
+	t := s.Term()
+	if t == nil || t.Check() != nil {
+		return 0
+	}
+	return float64(t.Epoch())
 }
