@@ -211,6 +211,9 @@ func (a *Agent) commit(records ...record) uint64 {
 		}
 	}
 	seq := a.journal.append(records...)
+	if a.journal.bloated() {
+		a.kickHouse()
+	}
 	for i, rec := range records {
 		if r := a.ledger.requests[rec.Request]; r != nil && rec.Kind.durable() {
 			r.seq = seq - uint64(len(records)-1-i)
@@ -273,6 +276,7 @@ func (a *Agent) keepHouse(ctx context.Context) {
 			for _, k := range retired {
 				a.outputs.keep(k, now)
 			}
+			a.compact()
 		case now := <-tick.C:
 			n++
 			a.repeat(now)
@@ -280,7 +284,6 @@ func (a *Agent) keepHouse(ctx context.Context) {
 				a.trim(now)
 				a.outputs.expire(now)
 			}
-			a.compact()
 		}
 	}
 }

@@ -360,7 +360,7 @@ func (j *journal) flush(force bool) (bool, error) {
 	j.mu.Lock()
 	rewrite, queue, last := j.rewrite, j.queue, j.last
 	j.rewrite, j.queue = nil, nil
-	sync := j.wanted > j.durable || force && last > j.durable
+	sync := min(j.wanted, last) > j.durable || force && last > j.durable
 	j.mu.Unlock()
 	if rewrite == nil && len(queue) == 0 && !sync {
 		return false, nil

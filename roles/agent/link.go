@@ -45,7 +45,7 @@ type link struct {
 	answers []func() (*wire.AgentMessage, uint64) // made when they are sent
 	reports map[key]struct{}                      // attempts whose state is to be sent
 	order   []key                                 // of reports
-	reads   map[uint64]context.CancelFunc
+	reads   map[uint64]*read
 }
 
 func (l *link) kick() {
@@ -258,7 +258,7 @@ func (a *Agent) connect(ctx context.Context, server string, double bool) (welcom
 	l := &link{
 		id: a.nextLink(), server: server, cancel: cancel,
 		wake: make(chan struct{}, 1), chunks: make(chan *wire.AgentMessage),
-		reports: map[key]struct{}{}, reads: map[uint64]context.CancelFunc{},
+		reports: map[key]struct{}{}, reads: map[uint64]*read{},
 	}
 	if err := stream.Send(&wire.AgentMessage{Body: &wire.AgentMessage_Hello{Hello: a.hello(l.id)}}); err != nil {
 		_, err = stream.Recv() // has the reason

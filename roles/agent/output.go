@@ -24,6 +24,7 @@ const (
 // before has been taken, so that slow readers cost no memory.
 func (a *Agent) readOutput(ctx context.Context, l *link, q *wire.ReadOutput) {
 	ctx, cancel := context.WithCancel(ctx)
+	r := &read{cancel}
 	l.mu.Lock()
 	refuse := ""
 	switch {
@@ -32,7 +33,7 @@ func (a *Agent) readOutput(ctx context.Context, l *link, q *wire.ReadOutput) {
 	case len(l.reads) >= maxReads:
 		refuse = "too many reads are under way"
 	default:
-		l.reads[q.GetId()] = cancel
+		l.reads[q.GetId()] = r
 	}
 	l.mu.Unlock()
 	if refuse != "" {
@@ -44,7 +45,7 @@ func (a *Agent) readOutput(ctx context.Context, l *link, q *wire.ReadOutput) {
 	}
 	l.readN.Go(func() {
 		defer cancel()
-		defer l.cancelRead(q.GetId())
+		defer l.endRead(q.GetId(), r)
 		end := a.copyOutput(ctx, q, func(c *wire.OutputChunk) bool {
 			select {
 			case l.chunks <- chunk(c):
@@ -67,11 +68,23 @@ func chunk(c *wire.OutputChunk) *wire.AgentMessage {
 	return &wire.AgentMessage{Body: &wire.AgentMessage_Output{Output: c}}
 }
 
+// read is one reading of output that is under way.
+type read struct{ cancel context.CancelFunc }
+
 func (l *link) cancelRead(id uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if cancel := l.reads[id]; cancel != nil {
-		cancel()
+	if r := l.reads[id]; r != nil {
+		r.cancel()
+		delete(l.reads, id)
+	}
+}
+
+// endRead takes r away, unless its id names another read already.
+func (l *link) endRead(id uint64, r *read) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.reads[id] == r {
 		delete(l.reads, id)
 	}
 }

@@ -12,8 +12,8 @@ import (
 type kind string
 
 // The kinds of records. Those marked durable are waited for before anybody outside
-// the agent learns of them or anything is done that rests on them; the others may
-// be lost in a power cut, never in a crash of the agent alone.
+// the agent learns of them or anything is done that rests on them. The others may be
+// lost, and then what they tell is found out again or told again.
 const (
 	kindJournal    kind = "journal"    // first line: the journal's id and format
 	kindState      kind = "state"      // second line: generation, floor, opens

@@ -44,6 +44,9 @@ func NewCA(tb testing.TB) *CA {
 	return ca
 }
 
+// Certificate returns the certificate of the authority.
+func (ca *CA) Certificate() *x509.Certificate { return ca.cert }
+
 // Issue returns a certificate for a node, good for both ends of a connection, with
 // <role>.uac as its DNS name.
 func (ca *CA) Issue(tb testing.TB, role, name string) tls.Certificate {
