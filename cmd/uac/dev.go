@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"syscall"
 	"time"
@@ -215,9 +216,11 @@ func counted(n int, noun, plural string) string {
 	return fmt.Sprintf("%d %s%s", n, noun, plural)
 }
 
+var plainShellWord = regexp.MustCompile(`^[A-Za-z0-9_./-]+$`)
+
 // shellWord is text as one would type it in a shell.
 func shellWord(text string) string {
-	if plainWord.MatchString("x" + text) {
+	if plainShellWord.MatchString(text) {
 		return text
 	}
 	return shellQuote(text)
