@@ -19,12 +19,13 @@ func main() {
 	context.AfterFunc(ctx, release)
 	home, _ := os.UserHomeDir() // without one there is no client.yaml
 	world := env{
-		args:    os.Args[1:],
-		stdin:   os.Stdin,
-		stdout:  stream{os.Stdout, term.IsTerminal(int(os.Stdout.Fd()))},
-		stderr:  stream{os.Stderr, term.IsTerminal(int(os.Stderr.Fd()))},
-		environ: os.Environ(),
-		home:    home,
+		args:        os.Args[1:],
+		stdin:       os.Stdin,
+		stdout:      stream{os.Stdout, term.IsTerminal(int(os.Stdout.Fd()))},
+		stderr:      stream{os.Stderr, term.IsTerminal(int(os.Stderr.Fd()))},
+		environ:     os.Environ(),
+		home:        home,
+		interactive: term.IsTerminal(int(os.Stdin.Fd())) && term.IsTerminal(int(os.Stderr.Fd())),
 	}
 	os.Exit(int(run(ctx, world, daemons())))
 }
@@ -46,6 +47,8 @@ type env struct {
 	stderr  stream // everything that is said beside them
 	environ []string
 	home    string // "" if there is none
+	// interactive says that somebody sits at stdin and stderr and can be asked.
+	interactive bool
 }
 
 // stream is an output of the process.

@@ -74,7 +74,8 @@ func TestWrongUsage(t *testing.T) {
 		args string
 		want string
 	}{
-		{"nod", `uac has no command "nod"; see uac --help`},
+		{"nod", `uac has no command "nod"; did you mean uac node?`},
+		{"nosuch", `uac has no command "nosuch"; see uac --help`},
 		{"confg show", `uac has no command "confg"; did you mean uac config?`},
 		{"config sho", `uac config has no command "sho"; did you mean uac config show?`},
 		{"config", `uac config: which verb? One of check, sample, show`},
@@ -86,7 +87,7 @@ func TestWrongUsage(t *testing.T) {
 		{"config show --set lease", `uac config show: invalid argument "lease" for "--set" flag: must be KEY=VALUE`},
 		{"completion", `accepts 1 arg(s), received 0`},
 		{"completion csh", `no completion for "csh"; there is bash, zsh, fish`},
-		{"help nod", `uac has no command "nod"; see uac --help`},
+		{"help nod", `uac has no command "nod"; did you mean uac node?`},
 		{"help config sho", `uac config has no command "sho"; did you mean uac config show?`},
 		{"--role=controler", `configuration: flag --role: node.role: "controler" is not one of controller, agent, relay, watch; did you mean controller?`},
 		{"--role=relay --config " + os.DevNull, `role relay is not supported by this version of uac`},

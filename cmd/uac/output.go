@@ -147,13 +147,12 @@ func printTable[T any](a *app, items []T, columns []column[T]) error {
 	p := a.paint(a.stdout)
 	var out strings.Builder
 	line := func(cells []string, style func(i int) color) {
+		var row strings.Builder
 		for i, text := range cells {
-			out.WriteString(p.apply(style(i), text))
-			if i < len(cells)-1 {
-				out.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(text)) + gap)
-			}
+			row.WriteString(p.apply(style(i), text))
+			row.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(text)) + gap)
 		}
-		out.WriteString("\n")
+		out.WriteString(strings.TrimRight(row.String(), " ") + "\n")
 	}
 	titles := make([]string, len(columns))
 	for i, c := range columns {

@@ -57,10 +57,20 @@ order.`,
 	root.PersistentFlags().VarP(&a.output, "output", "o", "`FORMAT` of results: "+strings.Join(formats, ", "))
 
 	root.AddGroup(
+		&cobra.Group{ID: groupCluster, Title: "On a cluster:"},
 		&cobra.Group{ID: groupNode, Title: "On this machine:"},
 		&cobra.Group{ID: groupTool, Title: "About uac:"},
 	)
 	root.AddCommand(
+		newApplyCommand(a),
+		newExportCommand(a),
+		newProcessCommand(a),
+		newRequestCommand(a),
+		newNodeCommand(a),
+		newAgentCommand(a),
+		newTokenCommand(a),
+		newLockCommand(a),
+		newEventCommand(a),
 		newConfigCommand(a),
 		newDevCommand(a),
 		newPKICommand(a),
@@ -82,8 +92,9 @@ order.`,
 
 // The groups of commands in the help.
 const (
-	groupNode = "node"
-	groupTool = "tool"
+	groupCluster = "cluster"
+	groupNode    = "node"
+	groupTool    = "tool"
 )
 
 // helpTail ends every help text.

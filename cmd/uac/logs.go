@@ -1,0 +1,296 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"uac/roles/controller/api"
+)
+
+// logsOptions are the flags of uac request logs.
+type logsOptions struct {
+	id, step string
+	attempt  int
+	follow   bool
+}
+
+func newRequestLogsCommand(a *app) *cobra.Command {
+	var opts logsOptions
+	cmd := &cobra.Command{
+		Use:   "logs REQUEST",
+		Short: "Print what the steps of a request wrote",
+		Long: `Print what the steps of a request wrote, byte for byte. The output of several
+steps is told apart by lines like ==> STEP (attempt 1 on AGENT) <==.
+
+With --follow it goes on until the request ends or is in doubt, across
+fail-overs, without losing or repeating anything.`,
+		Example: `  uac request logs 01JD8Z6V9YB6W7N2Q5T3R4S8XA
+  uac request logs 01JD8Z6V9YB6W7N2Q5T3R4S8XA -f
+  uac request logs 01JD8Z6V9YB6W7N2Q5T3R4S8XA --step switch --attempt 1 > switch.log`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeRequests(false),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			opts.id = args[0]
+			return runRequestLogs(cmd.Context(), a, opts)
+		},
+	}
+	fs := cmd.Flags()
+	fs.BoolVarP(&opts.follow, "follow", "f", false, "go on as more is written")
+	fs.StringVar(&opts.step, "step", "", "only this `STEP`")
+	fs.IntVar(&opts.attempt, "attempt", 0, "`NUMBER` of the attempt at --step (default: the latest)")
+	return cmd
+}
+
+func runRequestLogs(ctx context.Context, a *app, opts logsOptions) error {
+	if opts.attempt < 0 || opts.attempt > 0 && opts.step == "" {
+		return usageError("--attempt: must be the number of an attempt, from 1, at --step")
+	}
+	c, err := a.newClient()
+	if err != nil {
+		return err
+	}
+	var req api.Request
+	if err := c.get(ctx, pathOf("requests", opts.id), nil, &req); err != nil {
+		return err
+	}
+	if opts.step != "" && !hasStep(req, opts.step) {
+		return fail(exitNotFound, "request %s has no step %q", opts.id, opts.step)
+	}
+	out := &logWriter{w: a.stdout, p: a.paint(a.stdout), headers: opts.step == "" && len(req.Steps) > 1}
+	t := &tails{c: c, opts: opts, out: out, seen: map[attempt]bool{}}
+	if !opts.follow {
+		var errs []error
+		for _, at := range t.fresh(req) {
+			errs = append(errs, t.read(ctx, *c, at, 0))
+		}
+		return errors.Join(errs...)
+	}
+	return t.follow(ctx)
+}
+
+func hasStep(req api.Request, name string) bool {
+	for _, s := range req.Steps {
+		if s.Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// attempt is one attempt at a step.
+type attempt struct {
+	step   string
+	number int
+	agent  string
+}
+
+// tails print the output of attempts as it grows.
+type tails struct {
+	c    *client
+	opts logsOptions
+	out  *logWriter
+	seen map[attempt]bool
+}
+
+// fresh returns the attempts of a request that were not returned before, in the
+// order of its steps.
+func (t *tails) fresh(req api.Request) []attempt {
+	var out []attempt
+	for _, s := range req.Steps {
+		at := attempt{step: s.Name, number: s.Attempt, agent: s.Agent}
+		if t.opts.attempt > 0 {
+			at.number, at.agent = t.opts.attempt, ""
+		}
+		switch {
+		case t.opts.step != "" && s.Name != t.opts.step, s.Attempt < at.number, at.number == 0, t.seen[at]:
+			continue
+		}
+		t.seen[at] = true
+		out = append(out, at)
+	}
+	return out
+}
+
+// follow prints until the request is final or in doubt.
+func (t *tails) follow(ctx context.Context) error {
+	var wg sync.WaitGroup
+	var mu sync.Mutex // guards errs
+	var errs []error
+	live, endLive := context.WithCancel(ctx)
+	_, err := follow(ctx, t.c, t.opts.id, func(req api.Request) {
+		for _, at := range t.fresh(req) {
+			c := *t.c // a client serves one goroutine
+			wg.Go(func() {
+				if err := t.tail(ctx, live, c, at); err != nil {
+					mu.Lock()
+					defer mu.Unlock()
+					errs = append(errs, err)
+				}
+			})
+		}
+	})
+	// What was written before the end is there; nothing more is waited for.
+	endLive()
+	wg.Wait()
+	return errors.Join(append(errs, err)...)
+}
+
+// tail prints the output of an attempt as it grows, until it ends or live does,
+// and then what is there.
+func (t *tails) tail(ctx, live context.Context, c client, at attempt) error {
+	var offset int64
+	c.patience = watchPatience
+	for pause := 50 * time.Millisecond; live.Err() == nil; pause = min(2*pause, time.Second) {
+		n, err := t.copy(live, c, at, offset, true)
+		offset += n
+		switch code := codeOf(err); {
+		case err == nil:
+			return nil
+		case n > 0:
+			pause = 50 * time.Millisecond
+		case code == exitForbidden || code == exitUsage:
+			return err
+		}
+		c.skip()
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-live.Done():
+			timer.Stop()
+		}
+	}
+	if ctx.Err() != nil {
+		return nil // follow says why
+	}
+	c.patience = t.c.patience
+	return t.read(ctx, c, at, offset)
+}
+
+// read prints what an attempt has written from offset on. Of several steps, one
+// that has written nothing is no error.
+func (t *tails) read(ctx context.Context, c client, at attempt, offset int64) error {
+	for tries := len(c.servers) + 1; ; tries-- {
+		n, err := t.copy(ctx, c, at, offset, false)
+		offset += n
+		if n > 0 {
+			tries = len(c.servers) + 1
+		}
+		if codeOf(err) == exitNotFound && t.opts.step == "" {
+			return nil
+		}
+		if err == nil || tries == 0 || ctx.Err() != nil || !errors.Is(err, errBroken) {
+			return err
+		}
+		c.skip()
+	}
+}
+
+// errBroken is returned by a copy that broke off.
+var errBroken = errors.New("the output broke off")
+
+// copy prints once what a server has of an attempt from offset on, and returns
+// how much that was.
+func (t *tails) copy(ctx context.Context, c client, at attempt, offset int64, follow bool) (int64, error) {
+	query := url.Values{"step": {at.step}, "attempt": {fmt.Sprint(at.number)}, "offset": {fmt.Sprint(offset)}}
+	if follow {
+		query.Set("follow", "true")
+	}
+	body, err := c.stream(ctx, call{method: http.MethodGet, path: pathOf("requests", t.opts.id, "logs"), query: query})
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = body.Close() }() // read to its end, or given up
+	var n int64
+	piece := make([]byte, 32<<10)
+	for {
+		k, err := body.Read(piece)
+		if k > 0 {
+			if err := t.out.write(at, piece[:k]); err != nil {
+				return n, err
+			}
+			n += int64(k)
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return n, t.out.flush(at)
+		case err != nil:
+			return n, fmt.Errorf("output of step %s: %w: %w", at.step, errBroken, err)
+		}
+	}
+}
+
+// logWriter writes the output of several attempts to one stream, in whole lines.
+// Safe for concurrent use.
+type logWriter struct {
+	p       paint
+	headers bool
+
+	mu      sync.Mutex // guards what follows
+	w       io.Writer
+	last    attempt
+	begun   bool
+	pending map[attempt][]byte // the beginning of a line
+}
+
+func (l *logWriter) write(at attempt, b []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.headers {
+		_, err := l.w.Write(b)
+		return err
+	}
+	if l.pending == nil {
+		l.pending = map[attempt][]byte{}
+	}
+	all := append(l.pending[at], b...)
+	end := bytes.LastIndexByte(all, '\n') + 1
+	if len(all)-end > 64<<10 {
+		end = len(all) // no line is that long; do not keep it for ever
+	}
+	l.pending[at] = bytes.Clone(all[end:])
+	return l.printLocked(at, all[:end])
+}
+
+// flush writes a last line that has no end.
+func (l *logWriter) flush(at attempt) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	rest := l.pending[at]
+	delete(l.pending, at)
+	if len(rest) == 0 {
+		return nil
+	}
+	return l.printLocked(at, append(rest, '\n'))
+}
+
+func (l *logWriter) printLocked(at attempt, b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
+	if !l.begun || l.last != at {
+		space := ""
+		if l.begun {
+			space = "\n"
+		}
+		where := ""
+		if at.agent != "" {
+			where = " on " + at.agent
+		}
+		header := fmt.Sprintf("==> %s (attempt %d%s) <==", at.step, at.number, where)
+		if _, err := fmt.Fprintf(l.w, "%s%s\n", space, l.p.apply(bold, header)); err != nil {
+			return err
+		}
+		l.begun, l.last = true, at
+	}
+	_, err := l.w.Write(b)
+	return err
+}

@@ -1,0 +1,475 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"uac/roles"
+	"uac/roles/controller/api"
+	"uac/roles/controller/api/apitest"
+)
+
+// sampleState is a small cluster with something of everything.
+func sampleState() apitest.State {
+	start := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	node := func(name string, mode roles.Mode, epoch int64) api.Node {
+		return api.Node{
+			Name: name, Role: roles.RoleController, Mode: mode, Host: name + ".example.com", IP: "10.0.0." + name[1:],
+			API: "https://" + name + ".example.com:7600", Version: "1.2.3", Started: start, LastSeen: start.Add(26 * time.Hour),
+			UptimeSeconds: 26*3600 + 59, Epoch: epoch,
+		}
+	}
+	c1, c2, c3 := node("c1", roles.ModeActive, 7), node("c2", roles.ModePassive, 8), node("c3", roles.ModeOffline, 0)
+	c1.Term, c1.Requests, c1.Failover = 9, 2, api.Failover{Ready: true, Successor: "c2"}
+	c2.Paused, c2.Preferred, c2.Failover = true, true, api.Failover{Why: "only 2 of 4 members would be left"}
+	c3.Held = "stopped without fail-over by alice"
+	w1 := api.Node{Name: "w1", Role: roles.RoleWatch, Mode: roles.ModePassive, Host: "w1.example.com", Started: start, Epoch: 5}
+	zero, three := 0, 3
+	return apitest.State{
+		Self:  api.Self{Node: c1},
+		Nodes: []api.Node{c1, c2, c3, w1},
+		Processes: []roles.Process{
+			{
+				Name: "deploy", Params: []roles.Param{{Name: "version", Required: true}, {Name: "slot", Default: "blue"}},
+				Steps: []roles.StepDef{
+					{Name: "fetch", On: roles.OnSuccess, Agent: roles.Selector{Labels: map[string]string{"tier": "web"}}, Run: "fetch \"$UAC_PARAM_version\"\n"},
+					{Name: "switch", Needs: []string{"fetch"}, On: roles.OnSuccess, Agent: roles.Selector{Labels: map[string]string{"tier": "web"}}, Run: "switch\n"},
+				},
+			},
+			{Name: "nightly", Steps: []roles.StepDef{{Name: "backup", On: roles.OnSuccess, Agent: roles.Selector{Name: "db1"}, Run: "backup\n"}}},
+		},
+		Requests: []api.Request{
+			{
+				ID: apitest.RequestID(1), Process: "deploy", Status: roles.RequestFailed, Reason: "step switch failed", Owner: "c1", Fence: "1.42",
+				Params: map[string]string{"version": "1.4.2", "slot": "blue"}, RequestedBy: "alice",
+				RequestedAt: "2026-01-02T03:04:05.000Z", StartedAt: "2026-01-02T03:04:05.010Z", FinishedAt: "2026-01-02T03:05:10.010Z",
+				Steps: []api.Step{
+					{Name: "fetch", Status: roles.StepSucceeded, Attempt: 1, Agent: "web1", ExitCode: &zero, StartedAt: "2026-01-02T03:04:05.100Z", FinishedAt: "2026-01-02T03:04:07.350Z"},
+					{Name: "check", Status: roles.StepSucceeded, Attempt: 1, Agent: "web2", ExitCode: &zero, StartedAt: "2026-01-02T03:04:05.100Z", FinishedAt: "2026-01-02T03:04:05.250Z"},
+					{Name: "switch", Needs: []string{"check", "fetch"}, Status: roles.StepFailed, Attempt: 3, Agent: "web1", ExitCode: &three, Reason: "exit code 3", StartedAt: "2026-01-02T03:05:07.350Z", FinishedAt: "2026-01-02T03:05:09.350Z"},
+					{Name: "smoke", Needs: []string{"switch"}, On: roles.OnSuccess, Status: roles.StepSkipped},
+					{Name: "rollback", Needs: []string{"switch"}, On: roles.OnFailure, Status: roles.StepInDoubt, Attempt: 1, Agent: "web1", Unreachable: true, StartedAt: "2026-01-02T03:05:09.400Z"},
+					{Name: "mail", Needs: []string{"smoke", "rollback"}, On: roles.OnAlways, Status: roles.StepWaiting},
+				},
+			},
+			{
+				ID: apitest.RequestID(2), Process: "nightly", Status: roles.RequestRunning, RequestedBy: "cron", RequestedAt: "2026-01-02T04:00:00.000Z",
+				Steps: []api.Step{{Name: "backup", Status: roles.StepRunning, Attempt: 1, Agent: "db1"}},
+			},
+		},
+		Output: map[string]string{
+			apitest.RequestID(1) + "/fetch/1":    "fetched 1.4.2\n",
+			apitest.RequestID(1) + "/check/1":    "ok",
+			apitest.RequestID(1) + "/switch/1":   "first\n",
+			apitest.RequestID(1) + "/switch/3":   "third\n\x1b[31mfailed\x1b[0m\n",
+			apitest.RequestID(1) + "/rollback/1": "rolling back\n",
+			apitest.RequestID(2) + "/backup/1":   "raw \xff bytes",
+		},
+		Agents: []api.Agent{
+			{Name: "web1", Host: "web1.example.com", Version: "1.2.3", Labels: map[string]string{"tier": "web", "dc": "north"}, Connected: true, Links: []string{"c1", "c2"}, FirstSeen: start, LastSeen: start},
+			{Name: "web2", Host: "web2.example.com", Version: "1.2.3", Connected: true, Suspended: true, Links: []string{"c1"}},
+			{Name: "db1", Host: "db1.example.com"},
+		},
+		Locks:  []api.Lock{{Name: "web", Node: "c1"}, {Name: "web", Node: "c2", Waiting: true}},
+		Events: []api.Event{{ID: "E2", Kind: "node.paused", At: start, Subject: "c2", By: "alice", From: "10.0.0.9", Node: "c1", Why: "disk swap", Detail: map[string]string{"paused": "true"}}, {ID: "E1", Kind: "node.started", At: start, Subject: "c1", Node: "c1"}},
+		Tokens: []api.Token{{ID: "k5pnqxda", Kind: "api", Name: "alice", Role: "operator", Created: start, Expires: start.Add(720 * time.Hour)}, {ID: "x7aaaaaa", Kind: "join", Name: "web*", Role: "agent", Created: start, Used: true}},
+	}
+}
+
+// cluster is a controller's API in this process.
+type cluster struct {
+	*apitest.Backend
+	server *httptest.Server
+	vars   []string // of a client
+}
+
+// newCluster serves a backend until the test ends. Its client is an admin.
+func newCluster(t *testing.T, s apitest.State) *cluster {
+	t.Helper()
+	b := apitest.New(s)
+	server := serveAPI(t, b)
+	return &cluster{b, server, clientVars(t, server)}
+}
+
+func serveAPI(t *testing.T, b api.Backend) *httptest.Server {
+	t.Helper()
+	rest, err := api.New(api.Config{Heartbeat: 20 * time.Millisecond}, b, api.Deps{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fakeServer(t, rest.Handler().ServeHTTP)
+}
+
+// clientVars are the variables of a client of servers.
+func clientVars(t *testing.T, servers ...*httptest.Server) []string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "ca.crt")
+	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: servers[0].Certificate().Raw})
+	if err := os.WriteFile(file, block, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var urls []string
+	for _, s := range servers {
+		urls = append(urls, s.URL)
+	}
+	return []string{"UAC_TOKEN=admin", "UAC_CACERT=" + file, "UAC_SERVER=" + strings.Join(urls, ",")}
+}
+
+// run runs the program as a client of the cluster.
+func (c *cluster) run(t *testing.T, args ...string) result {
+	t.Helper()
+	return c.runAt(t, "", false, args...)
+}
+
+// runAt is run with somebody at the terminal, who types stdin.
+func (c *cluster) runAt(t *testing.T, stdin string, terminal bool, args ...string) result {
+	t.Helper()
+	return c.runContext(t, t.Context(), stdin, terminal, args...)
+}
+
+func (c *cluster) runContext(t *testing.T, ctx context.Context, stdin string, terminal bool, args ...string) result {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	code := run(ctx, env{
+		args: args, stdin: strings.NewReader(stdin), environ: c.vars, interactive: terminal,
+		stdout: stream{Writer: &stdout}, stderr: stream{Writer: &stderr, terminal: terminal},
+	}, nil)
+	return result{code: code, stdout: stdout.String(), stderr: stderr.String()}
+}
+
+// What every verb that shows prints, in every format.
+func TestShow(t *testing.T) {
+	c := newCluster(t, sampleState())
+	id := apitest.RequestID(1)
+	for _, verb := range []string{
+		"node list", "node show c2", "process list", "process show deploy", "request list",
+		"request show " + id, "agent list", "agent show web1", "lock list", "event list", "token list",
+	} {
+		name := "show-" + strings.ReplaceAll(strings.TrimSuffix(verb, " "+id), " ", "-") + ".txt"
+		var b strings.Builder
+		for _, format := range formats {
+			got := c.run(t, append(strings.Fields(verb), "-o", format)...)
+			if got.code != exitDone || got.stderr != "" {
+				t.Errorf("%s -o %s: code %d, %s", verb, format, got.code, got.stderr)
+			}
+			fmt.Fprintf(&b, "$ uac %s -o %s\n%s\n", verb, format, strings.ReplaceAll(got.stdout, c.server.URL, "URL"))
+		}
+		golden(t, name, b.String())
+	}
+}
+
+// Colours are for terminals only.
+func TestShowInColour(t *testing.T) {
+	c := newCluster(t, sampleState())
+	a := &app{env: env{environ: c.vars}, output: formatTable}
+	var out bytes.Buffer
+	a.stdout = stream{Writer: &out, terminal: true}
+	if err := runNodeList(t.Context(), a, false); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(out.String(), "\x1b[32mActive\x1b[0m") || !strings.Contains(out.String(), "\x1b[31mOffline,held\x1b[0m") {
+		t.Errorf("no colours in %q", out.String())
+	}
+}
+
+func TestLists(t *testing.T) {
+	c := newCluster(t, sampleState())
+	for _, tt := range []struct{ args, want string }{
+		{"request list --open", "01JD0000000000000000000002"},
+		{"request list --status failed", "01JD0000000000000000000001"},
+		{"request list --process nightly", "01JD0000000000000000000002"},
+		{"request list --limit 1", "01JD0000000000000000000002"},
+		{"event list --limit 1", "node.paused"},
+	} {
+		got := c.run(t, strings.Fields(tt.args)...)
+		if lines := strings.Split(strings.TrimSpace(got.stdout), "\n"); len(lines) != 2 || !strings.Contains(lines[1], tt.want) {
+			t.Errorf("%s: %+v", tt.args, got)
+		}
+	}
+	empty := newCluster(t, apitest.State{})
+	for _, noun := range []string{"node", "process", "request", "agent", "lock", "event", "token"} {
+		if got := empty.run(t, noun, "list", "-o", "json"); got.stdout != "[]\n" || got.code != exitDone {
+			t.Errorf("%s list of nothing: %+v", noun, got)
+		}
+	}
+	if got := empty.run(t, "export"); got != (result{}) {
+		t.Errorf("export of nothing: %+v", got)
+	}
+}
+
+// What verbs that change something tell the cluster, and what they print.
+func TestChange(t *testing.T) {
+	id := apitest.RequestID(1)
+	var b strings.Builder
+	for _, args := range [][]string{
+		{"node", "switchover", "--why", "kernel update"},
+		{"node", "switchover", "--to", "c2", "-o", "json"},
+		{"node", "stop", "c1", "--no-failover"},
+		{"node", "stop", "c1"},
+		{"node", "restart", "c1", "--why", "new settings"},
+		{"node", "abort", "c1", "--yes"},
+		{"node", "abort", "c1", "--restart", "-y"},
+		{"node", "pause", "c1"},
+		{"node", "resume", "c2", "-o", "yaml"},
+		{"node", "drain", "c1"},
+		{"node", "prefer", "c1"},
+		{"node", "prefer", "c2", "--off"},
+		{"node", "remove", "c3", "--yes", "--why", "scrapped"},
+		{"node", "confirm-lost", "c3", "w1", "--yes", "--why", "fire"},
+		{"process", "run", "nightly"},
+		{"process", "run", "deploy", "-p", "version=1=2", "-p", "slot=", "-o", "json", "--why", "ticket 7"},
+		{"process", "delete", "nightly", "--yes", "-o", "json"},
+		{"request", "cancel", apitest.RequestID(2), "--why", "wrong host"},
+		{"request", "resolve", id, "--step", "rollback", "--as", "rerun"},
+		{"request", "resolve", id, "--step", "switch", "--as", "success", "--force"},
+		{"request", "release", id, "-o", "wide"},
+		{"agent", "suspend", "web1"},
+		{"agent", "resume", "web2", "-o", "json"},
+		{"lock", "release", "web", "--yes"},
+		{"token", "create", "--role", "agent", "--ttl", "1h"},
+		{"token", "create", "--role", "agent", "--name", "web1", "--replace"},
+		{"token", "create", "--role", "operator", "--name", "bob", "--ttl", "720h", "-o", "json"},
+		{"token", "delete", "k5pnqxda", "--yes"},
+	} {
+		c := newCluster(t, sampleState())
+		got := c.run(t, args...)
+		fmt.Fprintf(&b, "$ uac %s\n%s", strings.Join(args, " "), got.stdout)
+		for _, call := range c.Calls() {
+			fmt.Fprintf(&b, "-> %s\n", call)
+		}
+		b.WriteString("\n")
+		if got.code != exitDone || got.stderr != "" {
+			t.Errorf("%q: code %d, %s", args, got.code, got.stderr)
+		}
+	}
+	golden(t, "change.txt", b.String())
+}
+
+// Every way to fail has its exit code, and one message.
+func TestFailures(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "big")
+	if err := os.WriteFile(file, bytes.Repeat([]byte("x"), roles.MaxValue+1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	id := apitest.RequestID(1)
+	for _, tt := range []struct {
+		args string
+		code exitCode
+		want string
+	}{
+		{"node show c9", exitNotFound, `not found: node "c9"`},
+		{"node show ../tokens", exitNotFound, "there is nothing at this path"},
+		{"node stop c9", exitNotFound, `not found: node "c9"`},
+		{"node pause c9", exitNotFound, `not found: node "c9"`},
+		{"node switchover --to c3", exitConflict, "conflict: no controller can become Active"},
+		{"node remove c1 --yes", exitConflict, "conflict: node c1 is Active, not Offline"},
+		{"node confirm-lost c9 --yes", exitNotFound, `not found: node "c9"`},
+		{"node confirm-lost c2 c2 --yes", exitUsage, "invalid: node c2 is named twice"},
+		{"node list extra", exitUsage, `unknown command "extra" for "uac node list"`},
+		{"node stop", exitUsage, "accepts 1 arg(s), received 0"},
+		{"process show nosuch", exitNotFound, `not found: process "nosuch"`},
+		{"process run nosuch", exitNotFound, `not found: process "nosuch"`},
+		{"process run deploy", exitUsage, "the input is not valid\n  process deploy: params.version: is required"},
+		{"process run deploy -p version", exitUsage, `-p "version": must be KEY=VALUE`},
+		{"process run deploy -p =1", exitUsage, `-p "=1": must be KEY=VALUE`},
+		{"process run deploy -p a-b=1", exitUsage, `-p: "a-b" is not a parameter name: use letters, digits and '_', without a digit first`},
+		{"process run deploy -p version=1 -p version=2", exitUsage, "-p: parameter version is given twice"},
+		{"process run deploy --param-file version=/nonexistent", exitUsage, "--param-file version: open /nonexistent: no such file or directory"},
+		{"process run deploy --param-file version=" + file, exitUsage, "--param-file version: " + file + " is larger than 32768 bytes"},
+		{"request show latest", exitNotFound, `not found: request "latest"`},
+		{"request show " + apitest.RequestID(9), exitNotFound, `not found: request "` + apitest.RequestID(9) + `"`},
+		{"request cancel " + id, exitConflict, "conflict: request " + id + " is failed"},
+		{"request resolve " + id + " --step fetch --as rerun", exitConflict, "conflict: step fetch is succeeded, not in doubt"},
+		{"request resolve " + id + " --step rollback --as good", exitUsage, "validation failed\n  body.as: expected value to be one of \"success, failed, rerun\""},
+		{"request resolve " + id + " --step rollback", exitUsage, "both --step and --as must be given"},
+		{"request list --status broken", exitUsage, "validation failed\n  query.status: expected value to be one of \"queued, running, cancelling, succeeded, failed, cancelled, in_doubt\""},
+		{"request list --limit 0", exitUsage, "validation failed\n  query.limit: expected number >= 1"},
+		{"request logs " + id + " --attempt 1", exitUsage, "--attempt: must be the number of an attempt, from 1, at --step"},
+		{"request logs " + id + " --step nosuch", exitNotFound, "request " + id + ` has no step "nosuch"`},
+		{"agent show nosuch", exitNotFound, `not found: agent "nosuch"`},
+		{"lock release nosuch --yes", exitNotFound, `not found: lock "nosuch"`},
+		{"token create", exitUsage, "--role must be given: one of viewer, operator, admin, agent, relay, watch"},
+		{"token create --role root", exitUsage, "validation failed\n  body.role: expected value to be one of \"viewer, operator, admin, controller, watch, relay, agent\""},
+		{"token create --role agent --ttl -1h", exitUsage, "--ttl -1h0m0s: must not be negative"},
+		{"token delete nosuch --yes", exitNotFound, `not found: token "nosuch"`},
+		{"apply", exitUsage, "nothing to apply: give -f FILE, a directory or -"},
+		{"export nosuch", exitNotFound, `not found: process "nosuch"`},
+	} {
+		c := newCluster(t, sampleState())
+		got := c.run(t, strings.Fields(tt.args)...)
+		if want := (result{code: tt.code, stderr: "error: " + tt.want + "\n"}); got != want {
+			t.Errorf("%s:\ngot  %+v\nwant %+v", tt.args, got, want)
+		}
+	}
+}
+
+func TestFailuresOfTheCluster(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(*apitest.State)
+		token  string
+		args   string
+		code   exitCode
+		want   string
+	}{
+		{"no room", func(s *apitest.State) { s.Errors = map[string]error{"Accept": api.ErrNoRoom} }, "admin",
+			"process run nightly", exitFailed, "no room"},
+		{"internal error", func(s *apitest.State) { s.Errors = map[string]error{"ListNodes": errors.New("x")} }, "admin",
+			"node list", exitFailed, "internal error: the log of this controller has it under the id of this call"},
+		{"wrong token", nil, "wrong", "node list", exitForbidden, "the token is not valid here: it is wrong, has expired or was deleted"},
+		{"viewer who runs", nil, "viewer", "process run nightly", exitForbidden, "needs the role operator; the token viewer has viewer"},
+		{"operator who aborts", nil, "operator", "node abort c1 --yes", exitForbidden, "needs the role admin; the token operator has operator"},
+		{"unknown outcome", func(s *apitest.State) { s.Errors = map[string]error{"CreateToken": api.ErrUnavailable} }, "admin",
+			"token create --role agent", exitUnreachable, "URL: unavailable; it is not known whether this took effect"},
+	} {
+		s := sampleState()
+		if tt.change != nil {
+			tt.change(&s)
+		}
+		c := newCluster(t, s)
+		c.vars = append(c.vars, "UAC_TOKEN="+tt.token)
+		got := c.run(t, strings.Fields(tt.args)...)
+		got.stderr = strings.ReplaceAll(got.stderr, c.server.URL, "URL")
+		if want := (result{code: tt.code, stderr: "error: " + tt.want + "\n"}); got != want {
+			t.Errorf("%s:\ngot  %+v\nwant %+v", tt.name, got, want)
+		}
+	}
+}
+
+// Without trust a cluster is unreachable; what may be stale is shown if asked.
+func TestNoTrust(t *testing.T) {
+	s := sampleState()
+	s.Ready = errors.New("no majority echoes")
+	c := newCluster(t, s)
+	a := &app{env: env{environ: c.vars}, output: formatTable}
+	a.stdout, a.stderr = stream{Writer: new(bytes.Buffer)}, stream{Writer: new(bytes.Buffer)}
+	if err := runNodeList(t.Context(), a, true); err != nil {
+		t.Errorf("stale: %v", err)
+	}
+	cl, err := a.newClient()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cl.patience = 0
+	err = cl.get(t.Context(), pathOf("nodes"), nil, nil)
+	if codeOf(err) != exitUnreachable || !strings.Contains(fmt.Sprint(err), "this controller cannot answer now: no majority echoes") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Who sits at a terminal is asked and must mean it; who does not must say --yes.
+func TestConfirm(t *testing.T) {
+	for _, tt := range []struct{ args, words string }{
+		{"node abort c1", "c1"},
+		{"node remove c3", "c3"},
+		{"node confirm-lost c3", "c3 is switched off"},
+		{"node confirm-lost c3 w1", "c3, w1 are switched off"},
+		{"process delete nightly", "nightly"},
+		{"lock release web", "web"},
+		{"token delete k5pnqxda", "k5pnqxda"},
+	} {
+		args := strings.Fields(tt.args)
+		c := newCluster(t, sampleState())
+		if got := c.run(t, args...); got.code != exitUsage || !strings.Contains(got.stderr, "--yes must be given") {
+			t.Errorf("%s without a terminal: %+v", tt.args, got)
+		}
+		for _, answer := range []string{"", "\n", "y\n", "yes\n", strings.ToUpper(tt.words) + "\n"} {
+			if got := c.runAt(t, answer, true, args...); got.code != exitFailed || !strings.Contains(got.stderr, "not confirmed: nothing was done") {
+				t.Errorf("%s answered %q: %+v", tt.args, answer, got)
+			}
+		}
+		if calls := c.Calls(); len(calls) > 0 {
+			t.Errorf("%s, not confirmed: %q", tt.args, calls)
+		}
+		if got := c.runAt(t, tt.words+"\n", true, args...); got.code != exitDone || len(c.Calls()) != 1 {
+			t.Errorf("%s answered %q: %+v", tt.args, tt.words, got)
+		}
+	}
+}
+
+// dying is a backend that is killed by the orders to its own node: they take
+// effect, and nobody answers.
+type dying struct{ *apitest.Backend }
+
+func (b dying) Order(ctx context.Context, a api.Actor, node, verb string, args map[string]string) (string, error) {
+	_, _ = b.Backend.Order(ctx, a, node, verb, args)
+	panic(http.ErrAbortHandler)
+}
+
+func (b dying) Switchover(ctx context.Context, a api.Actor, to string) (string, error) {
+	_, _ = b.Backend.Switchover(ctx, a, to)
+	panic(http.ErrAbortHandler)
+}
+
+// An order whose answer dies with its server was obeyed if the cluster shows so,
+// and is never given twice.
+func TestOrderOutlivesItsServer(t *testing.T) {
+	for args, want := range map[string]string{
+		"node stop c1":            "c1: the node is gone\n",
+		"node restart c1":         "c1: the node is gone\n",
+		"node abort c1 --yes":     "c1: the node is gone\n",
+		"node switchover":         "c2 is Active\n",
+		"node switchover --to c2": "c2 is Active\n",
+	} {
+		b := apitest.New(sampleState())
+		c := &cluster{Backend: b, vars: clientVars(t, serveAPI(t, dying{b}), serveAPI(t, b))}
+		if got := c.run(t, strings.Fields(args)...); got != (result{stdout: want}) {
+			t.Errorf("%s: %+v", args, got)
+		}
+		if calls := b.Calls(); len(calls) != 1 {
+			t.Errorf("%s: %q", args, calls)
+		}
+	}
+}
+
+func TestCompletionOfNames(t *testing.T) {
+	c := newCluster(t, sampleState())
+	for _, tt := range []struct{ args, want string }{
+		{"node show |", "c1 c2 c3 w1"},
+		{"node stop w|", "w1"},
+		{"node show c1 |", ""},
+		{"node confirm-lost c1 |", "c2 c3 w1"},
+		{"node switchover --to |", "c1 c2 c3 w1"},
+		{"process run d|", "deploy"},
+		{"export deploy |", "nightly"},
+		{"request show |", apitest.RequestID(2) + " " + apitest.RequestID(1)},
+		{"request cancel |", apitest.RequestID(2)},
+		{"request resolve " + apitest.RequestID(1) + " --as |", "success failed rerun"},
+		{"request list --status |", "queued running cancelling succeeded failed cancelled in_doubt"},
+		{"agent suspend web|", "web1 web2"},
+		{"lock release |", "web web"},
+		{"token delete |", "k5pnqxda x7aaaaaa"},
+		{"token create --role |", "viewer operator admin agent relay watch"},
+	} {
+		words := strings.Fields(strings.ReplaceAll(tt.args, "|", ""))
+		last := ""
+		if !strings.HasSuffix(tt.args, " |") {
+			last, words = words[len(words)-1], words[:len(words)-1]
+		}
+		got := c.run(t, append(append([]string{"__completeNoDesc"}, words...), last)...)
+		lines := strings.Split(strings.TrimSpace(got.stdout), "\n")
+		if have := strings.Join(lines[:len(lines)-1], " "); have != tt.want || got.code != exitDone {
+			t.Errorf("%s: %q, want %q (%+v)", tt.args, have, tt.want, got)
+		}
+	}
+}
+
+// A shell that completes is not told about a cluster that does not answer.
+func TestCompletionWithoutACluster(t *testing.T) {
+	for _, vars := range [][]string{nil, {"UAC_SERVER=" + deadAddress(t)}, {"UAC_SERVER=" + silentAddress(t)}} {
+		got := execute(t, nil, vars, "__complete", "node", "show", "")
+		if got.stdout != ":4\n" || got.code != exitDone {
+			t.Errorf("%v: %+v", vars, got)
+		}
+	}
+}
