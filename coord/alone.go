@@ -17,10 +17,6 @@ import (
 	"uac/codestation/durable"
 )
 
-// How long quorum must have been gone before an operator may let a survivor
-// continue alone: long enough that a reboot is not mistaken for a loss.
-const aloneAfter = 30 * time.Second
-
 // Errors of [Member.ContinueAlone].
 var (
 	// ErrHasQuorum is returned while a majority of the members works.
@@ -35,9 +31,9 @@ var (
 // AloneOrder is an operator's word that all other members are lost and
 // switched off.
 type AloneOrder struct {
-	Lost []string
-	By   string
-	Why  string
+	Lost []string `json:"lost"`
+	By   string   `json:"by"`
+	Why  string   `json:"why"`
 }
 
 // QuorumLost is for how long this member has seen no majority; 0 if it sees one.
@@ -77,18 +73,18 @@ func (m *Member) watchQuorum(ctx context.Context, e *etcd) error {
 // has, in a new generation, after an operator confirmed that every other member
 // is lost. What the others acknowledged and this one never received is gone:
 // that is why it takes an operator, half a minute without a majority, and every
-// name. It returns when the order is accepted; the session that follows opens
-// in the new generation.
+// name. It returns when the order is durable; the session that follows opens in
+// the new generation.
 func (m *Member) ContinueAlone(o AloneOrder) error {
 	if m.cfg.Role != RoleController {
 		return errors.New("only a controller can continue alone")
 	}
-	if lost := m.QuorumLost(); lost < aloneAfter {
+	if lost := m.QuorumLost(); lost < m.cfg.AloneAfter {
 		if lost == 0 {
 			return ErrHasQuorum
 		}
 		return fmt.Errorf("%w until %v ago; this is possible after %v without one",
-			ErrHasQuorum, lost.Round(time.Second), aloneAfter)
+			ErrHasQuorum, lost.Round(time.Second), m.cfg.AloneAfter)
 	}
 	var others []string
 	for _, v := range m.Voters() {
@@ -108,37 +104,76 @@ func (m *Member) ContinueAlone(o AloneOrder) error {
 		}
 	}
 	m.mu.Lock()
-	m.alone = &o
-	m.mu.Unlock()
-	signal(m.aloneNow)
-	return nil
+	defer m.mu.Unlock()
+	if m.generation.Alone != nil {
+		return errors.New("an order to continue alone is being carried out")
+	}
+	// The number is durable before anything is done: this member must never
+	// again speak for the old generation. So is the order: should the process
+	// end before the generation has begun, the next one carries it out.
+	err := m.setGeneration(generationRecord{N: m.generation.N + 1, ID: rand.Text(), Alone: &o})
+	if err == nil {
+		signal(m.aloneNow)
+	}
+	return err
 }
 
-// beginGeneration raises the generation and removes everything that says who
-// is alive, in one transaction, so that all members and agents can tell the
-// new history from the old one. The number is made durable here first: this
-// member must never again speak for the old generation.
-func (m *Member) beginGeneration(ctx context.Context, e *etcd) error {
+// aloneOrder is the order to continue alone that is to be carried out, if any.
+func (m *Member) aloneOrder() *AloneOrder {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.generation.Alone
+}
+
+// beginGeneration carries out the order to continue alone: it raises the
+// generation and removes everything that says who is alive, in one transaction,
+// so that all members and agents can tell the new history from the old one.
+func (m *Member) beginGeneration(ctx context.Context, e *etcd, order *AloneOrder) error {
 	select {
 	case <-e.ready():
+	case <-e.failed():
+		return errEtcdFailed
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	m.mu.Lock()
-	order, gen := m.alone, m.generation.N+1
-	m.mu.Unlock()
-	rec := generationRecord{N: gen, ID: rand.Text()}
-	if err := m.raiseGeneration(rec); err != nil {
-		return err
+	gen, id := m.Generation()
+	rec := generationRecord{N: gen, ID: id}
+	me := nodeKey(m.cfg.Name)
+	for {
+		// The same transaction again is harmless: nobody else writes here.
+		now, _, err := e.get(ctx, lastAttempt, me)
+		if err == nil {
+			_, err = e.attempt(ctx, lastAttempt, nil, m.firstWrites(rec, order, now[me]), nil)
+		}
+		if err == nil {
+			break
+		}
+		m.log.Debug("new generation not begun yet", "error", err)
+		if err := pause(ctx, 50*time.Millisecond); err != nil {
+			return err
+		}
 	}
+	m.log.Warn("continuing alone in a new generation", "generation", gen,
+		"lost", order.Lost, "by", order.By, "why", order.Why)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.quorumLost = time.Time{}
+	return m.setGeneration(rec)
+}
+
+// firstWrites are the first writes of a generation.
+func (m *Member) firstWrites(rec generationRecord, order *AloneOrder, me KV) []clientv3.Op {
+	// Controllers come up paused: an operator looks before work goes on.
+	node, err := decode[NodeRecord](me)
+	if err != nil {
+		node = NodeRecord{}
+	}
+	node.Name, node.Role, node.Paused = m.cfg.Name, m.cfg.Role, true
 	all := func(prefix string) clientv3.Op { return clientv3.OpDelete(prefix, clientv3.WithPrefix()) }
-	node := nodeIn(m.view.Snapshot(), m.cfg.Name)
-	node.Role, node.Paused = m.cfg.Role, true
 	ops := []clientv3.Op{
 		clientv3.OpPut(keyGeneration, string(encode(rec))),
 		all(prefixSessions), all(prefixAlive), all(prefixHold), all(prefixConfirms),
 		clientv3.OpDelete(keyActive),
-		// Controllers come up paused: an operator looks before work goes on.
 		clientv3.OpPut(nodeKey(m.cfg.Name), string(encode(node))),
 	}
 	for _, lost := range order.Lost {
@@ -147,18 +182,7 @@ func (m *Member) beginGeneration(ctx context.Context, e *etcd) error {
 			Evidence: "an operator confirmed it after loss of quorum: " + order.Why,
 		}))))
 	}
-	for {
-		resp, err := e.attempt(ctx, lastAttempt, nil, ops, nil)
-		if err == nil {
-			m.log.Warn("continuing alone in a new generation", "generation", gen,
-				"lost", order.Lost, "by", order.By, "why", order.Why, "revision", resp.Header.Revision)
-			return nil
-		}
-		// The same transaction again is harmless: nobody else writes here.
-		if err := pause(ctx, 50*time.Millisecond); err != nil {
-			return err
-		}
-	}
+	return ops
 }
 
 const generationFile = "generation.json"
@@ -179,13 +203,19 @@ func loadGeneration(dataDir string) (generationRecord, error) {
 	return rec, nil
 }
 
-// raiseGeneration makes rec durable before anything is said in its name.
+// raiseGeneration takes over a generation that the cluster has begun.
 func (m *Member) raiseGeneration(rec generationRecord) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if rec.N <= m.generation.N {
 		return nil
 	}
+	return m.setGeneration(rec)
+}
+
+// setGeneration makes rec durable before anything is said in its name. The
+// caller holds mu.
+func (m *Member) setGeneration(rec generationRecord) error {
 	path := filepath.Join(m.cfg.DataDir, generationFile)
 	if err := durable.WriteFile(path, encode(rec), 0o600); err != nil {
 		return fmt.Errorf("generation: %w", err)

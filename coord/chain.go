@@ -14,8 +14,8 @@ import (
 // Errors of [Session.Commit] and [Session.Submit].
 var (
 	// ErrFenced is returned when the session is over: the cluster decided that
-	// this node is lost, or the node said goodbye. Nothing of it was or will be
-	// written after the decision.
+	// this node is lost, or the node said goodbye or stopped. What was under way
+	// may have been written before; nothing is written after that decision.
 	ErrFenced = errors.New("session is over: this node was fenced out")
 	// ErrRefused is returned when etcd refused a write for what it is, for
 	// instance because it is too large. It was not applied.
@@ -72,9 +72,10 @@ func (w Write) op() clientv3.Op {
 }
 
 // Tx is a set of writes that happen together or not at all. With conditions
-// it happens only if all of them hold, and then the first write must be a Put
-// of a key that nobody else overwrites at once: after an unknown outcome that
-// key's revision tells whether the conditions held.
+// it happens only if all of them hold, and then the first write must be a Put.
+// After an unknown outcome that key's revisions tell whether the conditions
+// held, so it must be one that nobody else overwrites at once, unless the
+// transaction creates it and nobody else deletes it at once.
 //
 // Transactions of one session are applied in the order of their submission.
 type Tx struct {
@@ -196,7 +197,7 @@ func (it *item) check() error {
 // ErrFenced in the latter case. What was not committed by then is answered
 // with the reason.
 func (c *chain) run(ctx context.Context) (err error) {
-	defer func() { c.close(err) }()
+	defer func() { c.close(over(err)) }()
 	idle := time.NewTimer(c.idle)
 	defer idle.Stop()
 	for {
@@ -216,7 +217,7 @@ func (c *chain) run(ctx context.Context) (err error) {
 			case <-idle.C:
 				// An empty batch needs no trust: it only proves that we can write.
 			case <-ctx.Done():
-				return ctx.Err()
+				return context.Cause(ctx)
 			}
 		}
 		if err := c.commit(ctx, batch); err != nil {
@@ -307,17 +308,25 @@ func (c *chain) commit(ctx context.Context, batch []item) error {
 	case refused && len(batch) > 1:
 		half := len(batch) / 2
 		if err := c.commit(ctx, batch[:half]); err != nil {
-			answer(batch[half:], err)
+			answer(batch[half:], over(err))
 			return err
 		}
 		return c.commit(ctx, batch[half:])
-	default:
+	case refused:
 		answer(batch, err)
-		if refused {
-			return nil
-		}
+		return nil
+	default:
+		answer(batch, over(err))
 		return err
 	}
+}
+
+// over says with err that the session is over.
+func over(err error) error {
+	if errors.Is(err, ErrFenced) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrFenced, err)
 }
 
 func answer(items []item, err error) {
@@ -350,17 +359,14 @@ func (c *chain) apply(ctx context.Context, batch []item) ([]Result, error) {
 		case err == nil:
 			return c.explain(batch, resp)
 		case overloaded(err):
-			// Refused before it was proposed; an earlier attempt may still be out.
-			if err := pause(ctx, 10*time.Millisecond); err != nil {
-				return nil, err
-			}
+			// This attempt was not proposed; an earlier one may still be out.
 		case errors.Is(err, errUnknown):
 			unknown = true
 		case !unknown:
 			return nil, fmt.Errorf("%w: %w", ErrRefused, err)
 		}
 		if ctx.Err() != nil {
-			return nil, ctx.Err()
+			return nil, context.Cause(ctx)
 		}
 		c.log.Debug("batch not acknowledged, repeating it", "number", c.n, "items", len(batch), "error", err)
 	}
@@ -416,20 +422,20 @@ func (c *chain) applied(batch []item, at []int, resp *clientv3.TxnResponse) []Re
 // explain reads from the Else branch what became of the batch: applied by an
 // earlier attempt, or the session is over.
 func (c *chain) explain(batch []item, resp *clientv3.TxnResponse) ([]Result, error) {
-	mod := func(i int) int64 {
+	read := func(i int) KV {
 		if kvs := resp.Responses[i].GetResponseRange().Kvs; len(kvs) > 0 {
-			return kvs[0].ModRevision
+			return kvOf(kvs[0])
 		}
-		return 0
+		return KV{}
 	}
-	if mod(0) != c.epoch {
+	if read(0).Mod != c.epoch {
 		return nil, ErrFenced
 	}
-	kvs := resp.Responses[1].GetResponseRange().Kvs
-	if len(kvs) == 0 {
+	link := read(1)
+	if link.Mod == 0 {
 		return nil, fmt.Errorf("%w: chain key %s is gone", ErrFenced, c.key)
 	}
-	rec, err := decode[chainRecord](kvOf(kvs[0]))
+	rec, err := decode[chainRecord](link)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrFenced, err)
 	}
@@ -438,15 +444,17 @@ func (c *chain) explain(batch []item, resp *clientv3.TxnResponse) ([]Result, err
 			ErrFenced, c.key, rec.N, rec.Nonce, c.n, c.nonce)
 	}
 	// Our own earlier attempt. All puts of one transaction share its revision,
-	// so a conditional item won if and only if its first key carries it.
-	c.rev = kvs[0].ModRevision
+	// so a conditional item won if and only if its first key carries it. (A key
+	// that the item created keeps it as its first, whoever changes the key now.)
+	c.rev = link.Mod
 	c.wrote(time.Now())
 	results := make([]Result, len(batch))
 	w := 2
 	for i, it := range batch {
 		results[i] = Result{Revision: c.rev, Won: true}
 		if len(it.tx.If) > 0 {
-			results[i].Won = mod(w) == c.rev
+			put := read(w)
+			results[i].Won = put.Mod == c.rev || put.Create == c.rev
 			w++
 		}
 	}

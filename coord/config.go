@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"time"
 )
 
@@ -59,6 +60,12 @@ type Config struct {
 	QuotaBytes int64
 	// KeepRevisions is how much history compaction leaves for watchers.
 	KeepRevisions int64
+	// AloneAfter is how long quorum must have been gone before an operator may
+	// let a survivor continue alone: long enough that a reboot is not mistaken
+	// for a loss.
+	AloneAfter time.Duration
+
+	hooks hooks
 }
 
 // DefaultConfig returns a Config with every default set and no names or peers.
@@ -71,6 +78,7 @@ func DefaultConfig() Config {
 		Failover:       FailoverAuto,
 		QuotaBytes:     4 << 30,
 		KeepRevisions:  20000,
+		AloneAfter:     30 * time.Second,
 	}
 }
 
@@ -100,6 +108,9 @@ func (c Config) Validate() error {
 			bad("member %q is listed as %s but this node's role is %s", p.Name, p.Role, c.Role)
 		}
 		seen[p.Name] = true
+		if !isNodeName(p.Name) {
+			bad("member name %q: want letters, digits, '.', '_' and '-'", p.Name)
+		}
 		self = self || p.Name == c.Name
 		if p.Role == RoleController {
 			controllers++
@@ -137,7 +148,19 @@ func (c Config) Validate() error {
 	if c.QuotaBytes < 16<<20 {
 		bad("etcd quota %d is below 16 MiB", c.QuotaBytes)
 	}
+	if c.KeepRevisions < 1 {
+		bad("%d kept revisions: want at least 1", c.KeepRevisions)
+	}
+	if c.AloneAfter < c.SilenceTimeout {
+		bad("an operator may let a survivor continue alone after %v: want at least silence_timeout %v", c.AloneAfter, c.SilenceTimeout)
+	}
 	return errors.Join(errs...)
+}
+
+// isNodeName reports whether a name can be a level of a key and part of etcd's
+// list of members.
+func isNodeName(name string) bool {
+	return name != "" && strings.Trim(strings.ToLower(name), "abcdefghijklmnopqrstuvwxyz0123456789._-") == ""
 }
 
 func (c Config) self() Peer {

@@ -1,6 +1,7 @@
 package coord
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/client/pkg/v3/types"
@@ -42,8 +44,24 @@ type etcd struct {
 	// quiet silences etcd's log: what it says while it is being stopped
 	// frightens and means nothing.
 	quiet *atomic.Bool
+	// txn runs one transaction once.
+	txn txnFunc
 
 	stopOnce sync.Once
+	// stopped is closed when stop begins, drained when nothing of the server is
+	// left.
+	stopped, drained chan struct{}
+}
+
+// txnFunc runs one etcd transaction once.
+type txnFunc func(ctx context.Context, cmps []clientv3.Cmp, then, els []clientv3.Op) (*clientv3.TxnResponse, error)
+
+// hooks change for tests what no operator may change.
+type hooks struct {
+	// election replaces raftElection.
+	election time.Duration
+	// txn wraps every transaction that an attempt sends.
+	txn func(next txnFunc) txnFunc
 }
 
 // etcdDir is where the server keeps its data below the member's directory.
@@ -71,7 +89,7 @@ func startEtcd(cfg Config, tls *TLSFiles, alone bool, log *slog.Logger) (*etcd, 
 	ec.Name = cfg.Name
 	ec.Dir = etcdDir(cfg.DataDir)
 	ec.TickMs = uint(raftTick / time.Millisecond)
-	ec.ElectionMs = uint(raftElection / time.Millisecond)
+	ec.ElectionMs = uint(cmp.Or(cfg.hooks.election, raftElection) / time.Millisecond)
 	ec.PreVote = true
 	ec.StrictReconfigCheck = true
 	ec.EnableGRPCGateway = false
@@ -79,6 +97,8 @@ func startEtcd(cfg Config, tls *TLSFiles, alone bool, log *slog.Logger) (*etcd, 
 	ec.MaxRequestBytes = maxRequestBytes
 	ec.QuotaBackendBytes = cfg.QuotaBytes
 	ec.BackendFreelistType = "map"
+	// A start makes the file smaller when that is worth the wait.
+	ec.BootstrapDefragThresholdMegabytes = uint(cfg.QuotaBytes >> 22)
 	// Compaction is driven by the Active (room.go), not by each server's clock.
 	ec.AutoCompactionMode = embed.CompactorModePeriodic
 	ec.AutoCompactionRetention = "0"
@@ -125,21 +145,36 @@ func startEtcd(cfg Config, tls *TLSFiles, alone bool, log *slog.Logger) (*etcd, 
 	if err != nil {
 		return nil, fmt.Errorf("start etcd on %s: %w", listen, err)
 	}
-	return &etcd{log: log, server: server, client: v3client.New(server.Server), quiet: quiet}, nil
+	e := &etcd{
+		log: log, server: server, client: v3client.New(server.Server), quiet: quiet,
+		stopped: make(chan struct{}), drained: make(chan struct{}),
+	}
+	e.txn = func(ctx context.Context, cmps []clientv3.Cmp, then, els []clientv3.Op) (*clientv3.TxnResponse, error) {
+		return e.client.Txn(ctx).If(cmps...).Then(then...).Else(els...).Commit()
+	}
+	if wrap := cfg.hooks.txn; wrap != nil {
+		e.txn = wrap(e.txn)
+	}
+	return e, nil
 }
 
 // stop ends the server within milliseconds. embed.Etcd.Close alone takes a
 // second, because it lets idle peer connections drain first, and seconds more
-// when it leads raft and nobody is left to hand over to.
+// when it leads raft and nobody is left to hand over to. That draining goes on
+// after stop has returned, until drained is closed: nothing is left to lose.
 func (e *etcd) stop() {
 	e.stopOnce.Do(func() {
+		close(e.stopped)
 		e.quiet.Store(true)
 		_ = e.client.Close()
 		for _, p := range e.server.Peers {
 			_ = p.Close()
 		}
 		e.server.Server.HardStop()
-		go e.server.Close() // drains idle peer connections: nothing is left to lose
+		go func() {
+			defer close(e.drained)
+			e.server.Close()
+		}()
 	})
 }
 
@@ -164,30 +199,51 @@ func (e *etcd) ready() <-chan struct{} { return e.server.Server.ReadyNotify() }
 // member was removed from the cluster or its disk failed.
 func (e *etcd) failed() <-chan struct{} { return e.server.Server.StopNotify() }
 
+// members are all voters, those without a name included.
 func (e *etcd) members() map[string]types.ID {
 	m := map[string]types.ID{}
 	for _, mb := range e.server.Server.Cluster().Members() {
-		if mb.Name != "" && !mb.IsLearner {
-			m[mb.Name] = mb.ID
+		if !mb.IsLearner {
+			m[e.name(mb.ID)] = mb.ID
 		}
 	}
 	return m
 }
 
+// full names the members whose storage quota is exhausted: etcd then refuses
+// all writes.
+func (e *etcd) full() []string {
+	var names []string
+	for _, a := range e.server.Server.Alarms() {
+		if a.Alarm == etcdserverpb.AlarmType_NOSPACE {
+			names = append(names, e.name(types.ID(a.MemberID)))
+		}
+	}
+	return names
+}
+
 // leader names the raft leader as this member sees it, "" if there is none.
 func (e *etcd) leader() string {
-	lead := e.server.Server.Leader()
-	if lead == 0 {
-		return ""
-	}
-	if mb := e.server.Server.Cluster().Member(lead); mb != nil {
-		return mb.Name
+	if lead := e.server.Server.Leader(); lead != 0 {
+		return e.name(lead)
 	}
 	return ""
 }
 
+// name of a member. One that was added and has never run has none yet.
+func (e *etcd) name(id types.ID) string {
+	if mb := e.server.Server.Cluster().Member(id); mb != nil {
+		return cmp.Or(mb.Name, id.String())
+	}
+	return id.String()
+}
+
 // errUnknown marks an outcome that may or may not have happened.
 var errUnknown = errors.New("outcome unknown")
+
+// breath is how long an attempt that was turned away at once takes at least, so
+// that whoever repeats it does not spin: etcd is full, overloaded or stopping.
+const breath = 10 * time.Millisecond
 
 // attempt runs one transaction once, for at most d. It gives up early when
 // raft has a new leader: a proposal that was on its way to the old one may be
@@ -206,18 +262,23 @@ func (e *etcd) attempt(ctx context.Context, d time.Duration, cmps []clientv3.Cmp
 		case <-done:
 		}
 	}()
-	resp, err := e.client.Txn(ctx).If(cmps...).Then(then...).Else(els...).Commit()
-	if err == nil {
+	resp, err := e.txn(ctx, cmps, then, els)
+	switch {
+	case err == nil:
 		return resp, nil
+	case definite(err):
+		return nil, fmt.Errorf("etcd transaction: %w", err)
 	}
-	if definite(err) {
+	_ = pause(ctx, breath) // over at once if it was time or a new leader
+	if overloaded(err) {
 		return nil, fmt.Errorf("etcd transaction: %w", err)
 	}
 	return nil, fmt.Errorf("etcd transaction: %w (%w)", errUnknown, err)
 }
 
-// definite reports whether etcd refused a request before proposing it.
-// ErrNoSpace is not among them: etcd may apply a write and complain then.
+// definite reports whether etcd refused a request before proposing it, and
+// always will. ErrNoSpace is not among them: etcd may apply a write and complain
+// then.
 func definite(err error) bool {
 	for _, e := range []error{
 		rpctypes.ErrGRPCTooManyOps, rpctypes.ErrTooManyOps,
@@ -229,10 +290,11 @@ func definite(err error) bool {
 			return true
 		}
 	}
-	return overloaded(err)
+	return false
 }
 
-// overloaded reports that etcd refused a request because too many wait.
+// overloaded reports that etcd refused a request before proposing it, because
+// too many wait.
 func overloaded(err error) bool {
 	return errors.Is(err, rpctypes.ErrTooManyRequests) || errors.Is(err, rpctypes.ErrGRPCRequestTooManyRequests)
 }

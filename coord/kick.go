@@ -16,41 +16,32 @@ const (
 )
 
 // electInsteadOf makes raft elect a new leader at once when dead led it,
-// instead of after its own timeout. Survivors take turns: two that start at
-// the same moment would split the vote. The first in line is who would become
-// Active; it can lose if its log is shorter, then the next one's turn comes.
-// A wrong call costs one election and nothing else.
+// instead of after its own timeout, and returns when there is one or when it
+// has tried often enough. Survivors take turns: two that start at the same
+// moment would split the vote. The first in line is who would become Active; it
+// can lose if its log is shorter, then the next one's turn comes. A wrong call
+// costs one election and nothing else.
 func (m *Member) electInsteadOf(ctx context.Context, dead string) {
-	e, err := m.server(ctx)
-	if err != nil || !m.leaderless(e, dead) {
+	e := m.serving()
+	if e == nil || !m.leaderless(e, dead) {
 		return
 	}
-	wait := time.Duration(m.turn(dead)) * kickAfter
-	if wait == 0 {
-		m.kick(ctx, e, dead)
-	}
-	m.background.Go(func() {
-		t := time.NewTicker(kickAfter)
-		defer t.Stop()
-		for tries := 0; tries < kickTries; {
-			select {
-			case <-ctx.Done():
-				return
-			case <-t.C:
-			}
-			if wait > 0 {
-				wait -= kickAfter
-			}
-			if wait > 0 {
-				continue
-			}
-			if !m.leaderless(e, dead) {
-				return
-			}
+	wait := m.turn(dead)
+	t := time.NewTicker(kickAfter)
+	defer t.Stop()
+	for tries := 0; tries < kickTries && m.leaderless(e, dead); {
+		if wait > 0 {
+			wait--
+		} else {
 			m.kick(ctx, e, dead)
 			tries++
 		}
-	})
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+	}
 }
 
 // leaderless reports whether raft has no leader but, at most, the dead one.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -21,8 +22,9 @@ type Lock struct {
 	s    *Session
 	name string
 	mu   *concurrency.Mutex
-	rev  int64
-	free func()
+	// guard holds while the key is the one that this Lock created.
+	guard Cond
+	free  func()
 }
 
 // LockInfo describes one holder of a lock or one that waits for it.
@@ -37,73 +39,97 @@ type LockInfo struct {
 // Lock takes the named lock, waiting for it until ctx ends. Names may not
 // contain a slash.
 func (s *Session) Lock(ctx context.Context, name string) (*Lock, error) {
-	return s.lock(ctx, name, func(ctx context.Context, mu *concurrency.Mutex) error { return mu.Lock(ctx) })
+	return s.lock(ctx, name, s.m.locals.take, (*concurrency.Mutex).Lock)
 }
 
-// TryLock takes the named lock or returns ErrLocked.
+// TryLock takes the named lock, or returns ErrLocked if somebody else holds it.
 func (s *Session) TryLock(ctx context.Context, name string) (*Lock, error) {
-	return s.lock(ctx, name, func(ctx context.Context, mu *concurrency.Mutex) error { return mu.TryLock(ctx) })
+	return s.lock(ctx, name, s.m.locals.tryTake, (*concurrency.Mutex).TryLock)
 }
 
-func (s *Session) lock(ctx context.Context, name string, take func(context.Context, *concurrency.Mutex) error) (*Lock, error) {
+func (s *Session) lock(ctx context.Context, name string,
+	here func(context.Context, string) (func(), error), everywhere func(*concurrency.Mutex, context.Context) error,
+) (*Lock, error) {
 	if name == "" || strings.Contains(name, "/") {
 		return nil, fmt.Errorf("lock name %q is empty or has a slash", name)
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(s.ctx, func() { cancel(ErrFenced) })()
 	// etcd's key is one per lease: two holders in this process would both find
 	// it theirs. They queue here first.
-	free, err := s.m.locals.take(ctx, name)
+	free, err := here(ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", name, err)
 	}
-	l, err := s.lockEtcd(ctx, name, take)
+	mu, err := s.mutex(ctx, name)
+	if err == nil {
+		err = everywhere(mu, ctx)
+	}
 	if err != nil {
 		free()
+		// A failed attempt may have left its key under our lease, or leave it
+		// there late: until it is swept nobody else gets the lock.
+		s.tidySoon()
 		if errors.Is(err, concurrency.ErrLocked) {
 			err = ErrLocked
 		}
 		return nil, fmt.Errorf("lock %s: %w", name, err)
 	}
-	l.free = free
-	return l, nil
+	owner := mu.IsOwner()
+	return &Lock{s: s, name: name, mu: mu, free: free, guard: Cond{
+		key: mu.Key(), rev: owner.GetCompare().GetCreateRevision(), equal: true, create: true,
+	}}, nil
 }
 
-func (s *Session) lockEtcd(ctx context.Context, name string, take func(context.Context, *concurrency.Mutex) error) (*Lock, error) {
-	e, err := s.m.server(ctx)
+// mutex returns etcd's mutex of that name on this session's lease.
+func (s *Session) mutex(ctx context.Context, name string) (*concurrency.Mutex, error) {
+	lease, err := s.waitLease(ctx)
 	if err != nil {
 		return nil, err
 	}
-	lease := s.lease.Load()
-	if lease == 0 {
-		return nil, errors.New("this session has no lease at the moment")
-	}
-	cs, err := concurrency.NewSession(e.client, concurrency.WithLease(clientv3.LeaseID(lease)), concurrency.WithContext(ctx))
+	cs, err := concurrency.NewSession(s.etcd.client, concurrency.WithLease(lease), concurrency.WithContext(ctx))
 	if err != nil {
 		return nil, fmt.Errorf("etcd session: %w", err)
 	}
 	cs.Orphan() // our own loop renews the lease, see keepLease
-	mu := concurrency.NewMutex(cs, prefixLocks+name)
-	if err := take(ctx, mu); err != nil {
-		// A failed attempt may have left its key under our lease: sweep it, or
-		// nobody gets the lock while this session lives.
-		sweep, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		_, _ = e.client.Delete(sweep, fmt.Sprintf("%s%s/%x", prefixLocks, name, lease))
-		return nil, err
+	return concurrency.NewMutex(cs, prefixLocks+name), nil
+}
+
+// sweepLocks removes the lock keys under our own lease that nobody in this
+// process holds or waits for.
+func (s *Session) sweepLocks(ctx context.Context, snap Snapshot) {
+	s.mu.Lock()
+	lease := s.lease
+	s.mu.Unlock()
+	for kv := range snap.Range(prefixLocks) {
+		name, under, _ := strings.Cut(strings.TrimPrefix(kv.Key, prefixLocks), "/")
+		if under != fmt.Sprintf("%x", lease) {
+			continue
+		}
+		free, err := s.m.locals.tryTake(ctx, name)
+		if err != nil {
+			continue
+		}
+		stray := Cond{key: kv.Key, rev: kv.Mod, equal: true}
+		_, err = s.etcd.attempt(ctx, time.Second, []clientv3.Cmp{stray.cmp()}, []clientv3.Op{clientv3.OpDelete(kv.Key)}, nil)
+		free()
+		if err != nil {
+			s.log.Debug("stray lock key not swept", "lock", name, "error", err)
+		}
 	}
-	got, _, err := e.get(ctx, time.Second, mu.Key())
-	if err != nil {
-		return nil, err
-	}
-	return &Lock{s: s, name: name, mu: mu, rev: got[mu.Key()].Create}, nil
 }
 
 // Guard holds while the lock is still ours.
-func (l *Lock) Guard() Cond { return Cond{key: l.mu.Key(), rev: l.rev, equal: true, create: true} }
+func (l *Lock) Guard() Cond { return l.guard }
 
-// Unlock gives the lock back. After an error it ends with the session.
+// Unlock gives the lock back; only the first call does anything. After an error
+// the lock is given back later by this session.
 func (l *Lock) Unlock(ctx context.Context) error {
-	defer l.free()
-	if err := l.mu.Unlock(ctx); err != nil {
+	err := l.mu.Unlock(ctx)
+	l.free()
+	if err != nil && !errors.Is(err, concurrency.ErrLockReleased) {
+		l.s.tidySoon()
 		return fmt.Errorf("unlock %s: %w", l.name, err)
 	}
 	return nil
@@ -150,4 +176,46 @@ func (s *Session) ReleaseLock(ctx context.Context, name string, with ...Write) (
 	}
 	_, err := s.Commit(ctx, Tx{Then: append(writes, with...)})
 	return n, err
+}
+
+// localLocks serializes holders of one name within this process.
+type localLocks struct {
+	mu   sync.Mutex
+	held map[string]chan struct{}
+}
+
+func newLocalLocks() *localLocks { return &localLocks{held: map[string]chan struct{}{}} }
+
+// slot is a channel that is full while the name is taken.
+func (l *localLocks) slot(name string) chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ch, ok := l.held[name]
+	if !ok {
+		ch = make(chan struct{}, 1)
+		l.held[name] = ch
+	}
+	return ch
+}
+
+// take waits for the name and returns how to give it back, once.
+func (l *localLocks) take(ctx context.Context, name string) (free func(), err error) {
+	ch := l.slot(name)
+	select {
+	case ch <- struct{}{}:
+		return sync.OnceFunc(func() { <-ch }), nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// tryTake takes the name, or returns ErrLocked if somebody here has it.
+func (l *localLocks) tryTake(_ context.Context, name string) (free func(), err error) {
+	ch := l.slot(name)
+	select {
+	case ch <- struct{}{}:
+		return sync.OnceFunc(func() { <-ch }), nil
+	default:
+		return nil, ErrLocked
+	}
 }

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"golang.org/x/sync/errgroup"
 )
 
 // A survivor that would not itself become Active lets the one that would go
@@ -18,34 +17,44 @@ const yieldToSuccessor = 10 * time.Millisecond
 // decideLosses commits the loss of every suspect on which a majority agrees,
 // each by itself, until ctx ends.
 func (s *Session) decideLosses(ctx context.Context) error {
-	g, gctx := errgroup.WithContext(ctx)
-	var mu sync.Mutex
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	var mu sync.Mutex // guards the maps
 	deciding := map[string]bool{}
+	said := map[string]string{} // by suspect: why its loss was not decided
 	for {
+		var sus suspect
 		select {
 		case <-ctx.Done():
-			_ = g.Wait()
 			return ctx.Err()
-		case sus := <-s.m.agreed:
-			mu.Lock()
-			busy := deciding[sus.node]
-			deciding[sus.node] = true
-			mu.Unlock()
-			if busy {
-				continue
-			}
-			g.Go(func() error {
-				defer func() {
-					mu.Lock()
-					delete(deciding, sus.node)
-					mu.Unlock()
-				}()
-				if err := s.decideLoss(gctx, sus); err != nil && gctx.Err() == nil {
-					s.log.Info("loss not decided", "suspect", sus.node, "session", sus.epoch, "reason", err)
-				}
-				return nil
-			})
+		case sus = <-s.m.agreed:
 		}
+		mu.Lock()
+		busy := deciding[sus.node]
+		deciding[sus.node] = true
+		mu.Unlock()
+		if busy {
+			continue
+		}
+		// Raft's own election never waits for an operator, nor for our
+		// transaction: a proposal made before there is a leader goes through when
+		// there is one.
+		wg.Go(func() { s.m.electInsteadOf(ctx, sus.node) })
+		wg.Go(func() {
+			why := ""
+			if err := s.decideLoss(ctx, sus); err != nil && ctx.Err() == nil {
+				why = fmt.Sprintf("session %d: %v", sus.epoch, err)
+			}
+			mu.Lock()
+			news := why != "" && why != said[sus.node]
+			said[sus.node] = why
+			delete(deciding, sus.node)
+			mu.Unlock()
+			// The agreement is renewed as long as the evidence stands.
+			if news {
+				s.log.Info("loss not decided", "suspect", sus.node, "reason", why)
+			}
+		})
 	}
 }
 
@@ -63,13 +72,6 @@ var errNoLoss = errors.New("no loss to decide")
 // agreement that is valid when the attempt is sent, until the session is gone
 // or the agreement ends.
 func (s *Session) decideLoss(ctx context.Context, sus suspect) error {
-	e, err := s.m.server(ctx)
-	if err != nil {
-		return err
-	}
-	// Raft's own election never waits for an operator, nor for our transaction:
-	// a proposal made before there is a leader goes through when there is one.
-	s.m.electInsteadOf(ctx, sus.node)
 	first := true
 	for d := firstAttempt; ; d = min(2*d, lastAttempt) {
 		snap := s.m.view.Snapshot()
@@ -95,7 +97,7 @@ func (s *Session) decideLoss(ctx context.Context, sus suspect) error {
 			continue
 		}
 		first = false
-		resp, err := e.attempt(ctx, d, tx.cmps, tx.then, nil)
+		resp, err := s.etcd.attempt(ctx, d, tx.cmps, tx.then, nil)
 		switch {
 		case err == nil && resp.Succeeded:
 			s.lossDecided(tx.record, resp.Header.Revision)
@@ -108,7 +110,7 @@ func (s *Session) decideLoss(ctx context.Context, sus suspect) error {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		default:
-			if gone, rev := s.settled(ctx, e, sus, d); gone {
+			if gone, rev := s.settled(ctx, sus, d); gone {
 				return s.m.view.Wait(ctx, rev)
 			}
 		}
@@ -116,9 +118,9 @@ func (s *Session) decideLoss(ctx context.Context, sus suspect) error {
 }
 
 // settled resolves an unknown outcome by reading the suspect's session.
-func (s *Session) settled(ctx context.Context, e *etcd, sus suspect, d time.Duration) (gone bool, rev int64) {
+func (s *Session) settled(ctx context.Context, sus suspect, d time.Duration) (gone bool, rev int64) {
 	key := sessionKey(sus.node)
-	got, rev, err := e.get(ctx, d, key)
+	got, rev, err := s.etcd.get(ctx, d, key)
 	return err == nil && got[key].Mod != sus.epoch, rev
 }
 
@@ -149,11 +151,10 @@ func (s *Session) lossTx(snap Snapshot, sus suspect, a agreement) (lossTx, error
 		cands := s.m.candidates(snap)
 		if succ, ok := chooseSuccessor(without(cands, sus.node), sus.epoch); ok {
 			tx.record.Successor = succ.Name
-			if succ.Name != me {
-				tx.cmps = append(tx.cmps, ModIs(sessionKey(succ.Name), succ.Epoch).cmp())
+			for _, c := range succ.conds() {
+				tx.cmps = append(tx.cmps, c.cmp())
 			}
-			tx.then = append(tx.then, clientv3.OpPut(keyActive,
-				string(encode(ActiveRecord{Node: succ.Name, Epoch: succ.Epoch}))))
+			tx.then = append(tx.then, clientv3.OpPut(keyActive, string(succ.active())))
 		} else {
 			tx.then = append(tx.then, clientv3.OpDelete(keyActive))
 		}
@@ -178,29 +179,6 @@ func (s *Session) lossDecided(rec LossRecord, rev int64) {
 	}
 	s.log.Warn("session declared lost", "node", rec.Node, "session", rec.Epoch,
 		"evidence", rec.Evidence, "agreed", rec.Agreed, "was_active", rec.WasActive, "successor", rec.Successor)
-}
-
-// releaseLease revokes the lease of a lost session, so that its locks are free
-// at once. It is done only if the alive key still names that session.
-func (s *Session) releaseLease(ctx context.Context, node string, epoch int64) error {
-	kv, ok := s.m.view.Get(aliveKey(node))
-	if !ok {
-		return nil
-	}
-	rec, err := decode[aliveRecord](kv)
-	if err != nil || rec.Epoch != epoch {
-		return err
-	}
-	e, err := s.m.server(ctx)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	if _, err := e.client.Revoke(ctx, clientv3.LeaseID(rec.Lease)); err != nil {
-		return fmt.Errorf("revoke lease of %s: %w", node, err)
-	}
-	return nil
 }
 
 // candidates lists the controllers that have a session, with what matters for

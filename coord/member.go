@@ -26,12 +26,19 @@ type Member struct {
 	mesh   *mesh
 	agreed chan suspect
 	locals *localLocks
-	// background counts short-lived work that Run waits for.
-	background sync.WaitGroup
+	// aloneNow is signalled when an order to continue alone is to be carried out.
+	aloneNow chan struct{}
+	// newer ends the member when it met a newer generation.
+	newer chan error
+	// hellos is signalled when another member has said hello.
+	hellos chan struct{}
 
 	mu sync.Mutex // guards the fields below
-	// ctx is that of Run.
-	ctx context.Context
+	// ctx is that of Run, nil when it does not run; background counts short-lived
+	// work that Run waits for.
+	ctx        context.Context
+	background sync.WaitGroup
+	draining   sync.WaitGroup
 	// etcd is nil until the server runs; up is closed while it does.
 	etcd    *etcd
 	up      chan struct{}
@@ -43,14 +50,7 @@ type Member struct {
 	generation             generationRecord
 	// quorumLost is since when this member sees no raft leader, zero if it does.
 	quorumLost time.Time
-	// alone is the order to continue alone that is being carried out.
-	alone    *AloneOrder
-	aloneNow chan struct{}
-	origin   origin
-	// newer closes the member when it met a newer generation.
-	newer chan error
-	// hellos is signalled when another member has said hello.
-	hellos chan struct{}
+	origin     originRecord
 }
 
 // New checks the configuration and prepares a member. Nothing runs yet.
@@ -96,7 +96,7 @@ func (m *Member) RunID() string { return m.run }
 // Run takes part in the cluster until ctx ends or the member cannot go on. On
 // return everything it started has ended and the data directory is free.
 func (m *Member) Run(ctx context.Context) error {
-	defer m.background.Wait()
+	outer := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	m.mu.Lock()
 	m.ctx = ctx
@@ -117,35 +117,52 @@ func (m *Member) Run(ctx context.Context) error {
 		return m.serve(ctx)
 	})
 	err := g.Wait()
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+	m.mu.Lock()
+	m.ctx = nil
+	m.mu.Unlock()
+	m.background.Wait()
+	if outer.Err() != nil && errors.Is(err, context.Canceled) {
 		return nil
 	}
 	return err
 }
 
-// serve runs the etcd server and the view on it. It starts the server again
-// when an operator lets this member continue alone.
-func (m *Member) serve(ctx context.Context) error {
-	alone := false
-	for {
-		err := m.serveOnce(ctx, alone)
-		if ctx.Err() != nil || !errors.Is(err, errContinueAlone) {
-			return err
-		}
-		alone = true
+// spawn runs f while Run goes on; Run waits for it.
+func (m *Member) spawn(f func(ctx context.Context)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if ctx := m.ctx; ctx != nil {
+		m.background.Go(func() { f(ctx) })
 	}
 }
 
-func (m *Member) serveOnce(ctx context.Context, alone bool) error {
+// serve runs the etcd server and the view on it. It starts the server again
+// when an operator lets this member continue alone.
+func (m *Member) serve(ctx context.Context) error {
+	for {
+		err := m.serveOnce(ctx)
+		if ctx.Err() != nil || !errors.Is(err, errContinueAlone) {
+			return err
+		}
+	}
+}
+
+var errEtcdFailed = errors.New("etcd stopped by itself: see its messages above")
+
+func (m *Member) serveOnce(ctx context.Context) error {
 	m.wait("etcd to start")
-	e, err := startEtcd(m.cfg, m.deps.Raft, alone, m.log)
+	order := m.aloneOrder()
+	e, err := startEtcd(m.cfg, m.deps.Raft, order != nil, m.log)
 	if err != nil {
 		return err
 	}
-	defer e.stop()
-	if alone {
+	defer m.drain(e)
+	if err := m.noteStart(); err != nil {
+		return err
+	}
+	if order != nil {
 		m.wait("the new generation to begin")
-		if err := m.beginGeneration(ctx, e); err != nil {
+		if err := m.beginGeneration(ctx, e, order); err != nil {
 			return err
 		}
 	}
@@ -156,18 +173,34 @@ func (m *Member) serveOnce(ctx context.Context, alone bool) error {
 	g.Go(func() error { return m.view.run(gctx, e.client) })
 	g.Go(func() error { return m.watchQuorum(gctx, e) })
 	g.Go(func() error { return m.tellMesh(gctx) })
+	g.Go(func() error { return m.disarm(gctx, e) })
 	g.Go(func() error {
-		select {
-		case <-gctx.Done():
-			return gctx.Err()
-		case <-m.aloneNow:
-			return errContinueAlone
-		case <-e.failed():
-			return errors.New("etcd stopped by itself: see its messages above")
+		for {
+			select {
+			case <-gctx.Done():
+				return gctx.Err()
+			case <-e.failed():
+				return errEtcdFailed
+			case <-m.aloneNow:
+				if m.aloneOrder() != nil {
+					return errContinueAlone
+				}
+			}
 		}
 	})
 	return g.Wait()
 }
+
+// drain stops the server. What its peer connections still need, up to a second,
+// Run does not wait for.
+func (m *Member) drain(e *etcd) {
+	e.stop()
+	m.draining.Go(func() { <-e.drained })
+}
+
+// Drained returns when nothing at all is left of the member. Call it after Run
+// has returned, if at all: the end of a process need not wait for it.
+func (m *Member) Drained() { m.draining.Wait() }
 
 func (m *Member) setServer(e *etcd) {
 	m.mu.Lock()
@@ -196,22 +229,17 @@ func (m *Member) server(ctx context.Context) (*etcd, error) {
 	}
 }
 
-// running is the context of Run.
-func (m *Member) running() context.Context {
+// serving is the etcd server that runs now, nil if none does.
+func (m *Member) serving() *etcd {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.ctx == nil {
-		return context.Background()
-	}
-	return m.ctx
+	return m.etcd
 }
 
 // handOverRaft gives raft leadership, if this member has it, to a member that
 // is here.
 func (m *Member) handOverRaft(ctx context.Context) {
-	m.mu.Lock()
-	e := m.etcd
-	m.mu.Unlock()
+	e := m.serving()
 	if e == nil {
 		return
 	}
@@ -267,26 +295,10 @@ func (m *Member) Sync(ctx context.Context) error {
 	return m.view.Wait(ctx, rev)
 }
 
-// Room is how much of the storage quota is in use, from 0 to 1, and how large
-// the file is, from 0 to 1.
-func (m *Member) Room() (used, file float64) {
-	m.mu.Lock()
-	e := m.etcd
-	m.mu.Unlock()
-	if e == nil {
-		return 0, 0
-	}
-	b := e.server.Server.Backend()
-	q := float64(m.cfg.QuotaBytes)
-	return float64(b.SizeInUse()) / q, float64(b.Size()) / q
-}
-
 // Voters are the names of all voting members: those etcd counts, or the
 // configured ones while etcd does not run.
 func (m *Member) Voters() []string {
-	m.mu.Lock()
-	e := m.etcd
-	m.mu.Unlock()
+	e := m.serving()
 	var names []string
 	if e != nil {
 		for name := range e.members() {
@@ -299,31 +311,6 @@ func (m *Member) Voters() []string {
 		}
 	}
 	return names
-}
-
-// localLocks serializes holders of one name within this process.
-type localLocks struct {
-	mu   sync.Mutex
-	held map[string]chan struct{}
-}
-
-func newLocalLocks() *localLocks { return &localLocks{held: map[string]chan struct{}{}} }
-
-// take waits for the name and returns how to give it back.
-func (l *localLocks) take(ctx context.Context, name string) (free func(), err error) {
-	l.mu.Lock()
-	ch, ok := l.held[name]
-	if !ok {
-		ch = make(chan struct{}, 1)
-		l.held[name] = ch
-	}
-	l.mu.Unlock()
-	select {
-	case ch <- struct{}{}:
-		return func() { <-ch }, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
 }
 
 // Generation of the cluster as this member durably knows it: its number, and

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -46,7 +47,7 @@ func (m *Member) newMesh() *mesh {
 				}
 			},
 			Voted: func(_, node string, _ int64) {
-				m.background.Go(func() { m.electInsteadOf(m.running(), node) })
+				m.spawn(func(ctx context.Context) { m.electInsteadOf(ctx, node) })
 			},
 			NewerGeneration: func(node string, generation int64) {
 				select {
@@ -62,48 +63,45 @@ func (m *Member) newMesh() *mesh {
 
 // tellMesh tells the mesh what the view shows that matters to it.
 func (m *Member) tellMesh(ctx context.Context) error {
-	tell := make(chan []Change, 256)
-	_, stop := m.view.Follow(func(b Batch) {
-		var mine []Change
+	news := make(chan struct{}, 1)
+	snap, stop := m.view.Follow(func(b Batch) {
 		for _, c := range b.Changes {
 			if leaf(c.Key, prefixSessions) != "" || leaf(c.Key, prefixAlive) != "" || c.Key == keyGeneration {
-				mine = append(mine, c)
-			}
-		}
-		if mine != nil {
-			select {
-			case tell <- mine:
-			case <-ctx.Done():
+				signal(news)
+				return
 			}
 		}
 	})
 	defer stop()
+	alive := map[string]int64{} // by node: the epoch of the last alive key
 	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case cs := <-tell:
-			for _, c := range cs {
-				node := leaf(c.Key, prefixAlive)
-				switch {
-				case c.Key == keyGeneration && !c.Deleted:
-					if rec, err := decode[generationRecord](c.KV); err == nil {
-						if err := m.raiseGeneration(rec); err != nil {
-							return err
-						}
-					}
-				case node == "":
-				case c.Deleted:
-					if rec, err := decode[aliveRecord](c.Prev); err == nil {
-						m.mesh.Alive(node, rec.Epoch, true)
-					}
-				default:
-					if rec, err := decode[aliveRecord](c.KV); err == nil {
-						m.mesh.Alive(node, rec.Epoch, false)
-					}
+		if kv, ok := snap.Get(keyGeneration); ok {
+			if rec, err := decode[generationRecord](kv); err == nil {
+				if err := m.raiseGeneration(rec); err != nil {
+					return err
 				}
 			}
-			m.mesh.Refresh()
+		}
+		now := map[string]int64{}
+		for kv := range snap.Range(prefixAlive) {
+			if rec, err := decode[aliveRecord](kv); err == nil {
+				node := leaf(kv.Key, prefixAlive)
+				now[node] = rec.Epoch
+				m.mesh.Alive(node, rec.Epoch, false)
+			}
+		}
+		for node, epoch := range alive {
+			if _, there := now[node]; !there {
+				m.mesh.Alive(node, epoch, true)
+			}
+		}
+		maps.Copy(alive, now)
+		m.mesh.Refresh()
+		select {
+		case <-news:
+			snap = m.view.Snapshot()
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 }
@@ -116,13 +114,24 @@ func (m *Member) introduce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	own := m.Origin()
-	if data || own.HasData {
-		if !own.HasData {
-			own.HasData = true
-			return m.setOrigin(own)
+	m.mu.Lock()
+	own := m.origin
+	m.mu.Unlock()
+	switch {
+	case own.Started && !data:
+		return fmt.Errorf("%w: %s was a member and its directory %s is gone, and with it how it voted: "+
+			"remove it from the cluster, empty %s and add it as a new member",
+			ErrReplace, m.cfg.Name, etcdDir(m.cfg.DataDir), m.cfg.DataDir)
+	case data || own.HasData:
+		if was, known := own.Recorded[m.cfg.Name]; own.Recorded != nil && (!known || was != own.Incarnation) {
+			return fmt.Errorf("%w: %s holds the data of another member; give %s its own, or start it with an empty one",
+				ErrReplace, m.cfg.DataDir, m.cfg.Name)
 		}
-		return nil
+		if own.HasData {
+			return nil
+		}
+		own.HasData = true
+		return m.setOrigin(own)
 	}
 	var others []string
 	for _, p := range m.cfg.Peers {
@@ -131,7 +140,7 @@ func (m *Member) introduce(ctx context.Context) error {
 		}
 	}
 	for {
-		d := decideStart(m.cfg.Name, own, others, m.mesh.Hellos())
+		d := decideStart(m.cfg.Name, own.origin, others, m.mesh.Hellos())
 		switch d.Kind {
 		case startReplace:
 			return fmt.Errorf("%w: %s", ErrReplace, d.Reason)
@@ -177,11 +186,18 @@ func (m *Member) heard(node string) time.Time {
 
 const originFile = "origin.json"
 
+// originRecord is what the file keeps.
+type originRecord struct {
+	origin
+	// Started is set when etcd has written its first data.
+	Started bool `json:"started"`
+}
+
 // loadOrigin reads who this member is, or makes it a new one: the incarnation
 // is durable before anybody hears of it.
-func loadOrigin(dataDir string) (origin, error) {
+func loadOrigin(dataDir string) (originRecord, error) {
 	path := filepath.Join(dataDir, originFile)
-	var o origin
+	var o originRecord
 	b, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		o.Incarnation = rand.Text()
@@ -196,14 +212,16 @@ func loadOrigin(dataDir string) (origin, error) {
 	return o, nil
 }
 
-func writeOrigin(dataDir string, o origin) error {
+func writeOrigin(dataDir string, o originRecord) error {
 	if err := durable.WriteFile(filepath.Join(dataDir, originFile), encode(o), 0o600); err != nil {
 		return fmt.Errorf("origin: %w", err)
 	}
 	return nil
 }
 
-func (m *Member) setOrigin(o origin) error {
+// setOrigin makes o durable before anybody hears of it. Only the goroutine that
+// starts etcd calls it.
+func (m *Member) setOrigin(o originRecord) error {
 	if err := writeOrigin(m.cfg.DataDir, o); err != nil {
 		return err
 	}
@@ -213,25 +231,37 @@ func (m *Member) setOrigin(o origin) error {
 	return nil
 }
 
-// Origin is what is durably known of this member's beginning.
-func (m *Member) Origin() origin {
+// noteStart remembers that etcd has data: without it, this member has forgotten
+// how it voted.
+func (m *Member) noteStart() error {
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.origin
+	o := m.origin
+	m.mu.Unlock()
+	if o.Started {
+		return nil
+	}
+	o.Started = true
+	return m.setOrigin(o)
 }
 
 // meshFacts answers what the mesh asks of the member.
 type meshFacts struct{ m *Member }
 
-func (f meshFacts) Run() string    { return f.m.run }
-func (f meshFacts) Origin() origin { return f.m.Origin() }
+func (f meshFacts) Run() string { return f.m.run }
+
+func (f meshFacts) Origin() origin {
+	f.m.mu.Lock()
+	defer f.m.mu.Unlock()
+	return f.m.origin.origin
+}
 
 func (f meshFacts) Generation() int64 {
-	if o := f.m.Origin(); !o.HasData {
+	f.m.mu.Lock()
+	defer f.m.mu.Unlock()
+	if !f.m.origin.HasData {
 		return -1
 	}
-	n, _ := f.m.Generation()
-	return n
+	return f.m.generation.N
 }
 
 func (f meshFacts) SessionEpoch() int64 {

@@ -149,8 +149,11 @@ var ErrNoSuchNode = errors.New("no such node")
 // RemoveNode forgets an offline node.
 func (s *Session) RemoveNode(ctx context.Context, node string, with ...Write) error {
 	kv, ok := s.m.view.Get(nodeKey(node))
-	if !ok {
+	switch {
+	case !ok:
 		return fmt.Errorf("%w: %s", ErrNoSuchNode, node)
+	case node == s.m.cfg.Name:
+		return fmt.Errorf("%w: %s", ErrOnline, node)
 	}
 	// The record of the loss stands in for the node's record as the witness.
 	res, err := s.Commit(ctx, Tx{
@@ -210,21 +213,21 @@ func (s *Session) TakeHeldTerm(ctx context.Context, to string, with ...Write) er
 		return ErrNotActive
 	}
 	succ, err := s.successor(snap, to)
-	if to == s.m.cfg.Name {
-		succ, err = candidate{Name: to, Epoch: s.epoch}, nil
+	if s.m.cfg.Role == RoleController && (to == s.m.cfg.Name || to == "" && err != nil) {
+		succ, err = candidate{Name: s.m.cfg.Name, Epoch: s.epoch}, nil
 	}
 	if err != nil {
 		return err
 	}
 	res, err := s.Commit(ctx, Tx{
-		If: []Cond{ModIs(keyActive, active.Mod), ModIs(hold.Key, hold.Mod), ModIs(sessionKey(succ.Name), succ.Epoch)},
+		If: append([]Cond{ModIs(keyActive, active.Mod), ModIs(hold.Key, hold.Mod)}, succ.conds()...),
 		Then: append([]Write{
-			Put(keyActive, encode(ActiveRecord{Node: succ.Name, Epoch: succ.Epoch})),
+			Put(keyActive, succ.active()),
 			Del(hold.Key), Del(sessionKey(rec.Node)),
 		}, with...),
 	})
 	if err == nil && !res.Won {
-		err = fmt.Errorf("%w: %s came back meanwhile", ErrNoSuccessor, rec.Node)
+		err = fmt.Errorf("%w: %s came back, or %s left meanwhile", ErrNoSuccessor, rec.Node, succ.Name)
 	}
 	return err
 }

@@ -110,10 +110,14 @@ type aliveRecord struct {
 	Lease int64 `json:"lease"`
 }
 
-// generationRecord is the value of generation.
+// generationRecord is the value of generation, and what a member keeps of it in
+// a file.
 type generationRecord struct {
 	N  int64  `json:"n"`
 	ID string `json:"id"`
+	// Alone is the order with which this member is to begin the generation;
+	// only in the file, and only until it has begun.
+	Alone *AloneOrder `json:"alone,omitempty"`
 }
 
 // decode reads the JSON value of a key into T.

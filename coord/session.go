@@ -6,8 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
+	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -21,37 +22,41 @@ import (
 // for concurrent use.
 type Session struct {
 	m     *Member
+	etcd  *etcd // the server on which it was opened: it ends with that
 	log   *slog.Logger
 	epoch int64
-	nonce string
 	ctx   context.Context
 	chain *chain
-
-	lease atomic.Int64 // present lease of alive/<me>
-
-	mu      sync.Mutex // guards the fields below
-	term    *Term
-	terms   chan *Term // capacity 1: the latest term that Lead has not taken yet
-	leaving bool
+	terms chan *Term // capacity 1: the latest term that Lead has not taken yet
 	// poke wakes the campaign loop, tidy the housekeeping.
 	poke, tidy chan struct{}
+
+	mu   sync.Mutex // guards the fields below
+	term *Term
+	// lastTerm is the epoch of the latest term that was begun.
+	lastTerm int64
+	// leaving is set when the goodbye begins, left when it has been said.
+	leaving, left bool
+	lease         clientv3.LeaseID // present lease of alive/<me>, 0 for none
+	leased        chan struct{}    // closed while there is one
 }
 
 // Session opens a session for this member and runs fn with it. The context
 // that fn gets ends when the session is lost, with the reason as its cause, or
 // when ctx ends. Session returns after fn and everything it started itself
-// has returned: fn's error, or ErrFenced when the session was lost. A caller
-// that was fenced out drops what it remembers and calls Session again.
+// has returned: fn's error, or ErrFenced when the session was lost without a
+// goodbye. A caller that was fenced out drops what it remembers and calls
+// Session again.
 func (m *Member) Session(ctx context.Context, rec NodeRecord, fn func(ctx context.Context, s *Session) error) error {
 	s, err := m.open(ctx)
 	if err != nil {
 		return err
 	}
-	m.adopt(s)
-	defer m.adopt(nil)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	s.ctx = ctx
+	m.adopt(s)
+	defer m.adopt(nil)
 	own, ownCtx := errgroup.WithContext(context.WithoutCancel(ctx))
 	ownCtx, stop := context.WithCancel(ownCtx)
 	defer stop()
@@ -65,6 +70,7 @@ func (m *Member) Session(ctx context.Context, rec NodeRecord, fn func(ctx contex
 		})
 	}
 	keep(s.chain.run)
+	keep(s.watchServer)
 	keep(s.watchSelf)
 	keep(s.keepLease)
 	keep(s.decideLosses)
@@ -79,27 +85,50 @@ func (m *Member) Session(ctx context.Context, rec NodeRecord, fn func(ctx contex
 	// The session's own goroutines outlive fn, so that fn can say goodbye.
 	stop()
 	ownErr := own.Wait()
-	s.endTerm(ErrFenced)
-	if errors.Is(ownErr, ErrFenced) || errors.Is(context.Cause(ctx), ErrFenced) {
-		s.log.Warn("session over", "epoch", s.epoch, "cause", context.Cause(ctx))
+	s.endTerm(math.MaxInt64, ErrFenced)
+	switch {
+	case s.saidGoodbye():
+		s.log.Info("session ended", "epoch", s.epoch)
+		return err
+	case errors.Is(ownErr, ErrFenced):
+		s.log.Warn("session over", "epoch", s.epoch, "cause", ownErr)
 		return ErrFenced
+	case !errors.Is(ownErr, context.Canceled):
+		return fmt.Errorf("session %d: %w", s.epoch, ownErr)
 	}
 	return err
+}
+
+func (s *Session) saidGoodbye() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.left
+}
+
+// watchServer ends the session with the etcd server on which it was opened. The
+// member may start another one, in another generation.
+func (s *Session) watchServer(ctx context.Context) error {
+	select {
+	case <-s.etcd.stopped:
+		return fmt.Errorf("%w: the etcd server was stopped", ErrFenced)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // open writes the session's key over whatever an earlier run left, and with it
 // the first chain key. The transaction also removes a hold; an old term of
 // this node becomes vacant because its session is no longer the present one.
 func (m *Member) open(ctx context.Context) (*Session, error) {
-	e, err := m.server(ctx)
-	if err != nil {
-		return nil, err
-	}
 	rec := SessionRecord{Run: m.run, Nonce: rand.Text(), Role: m.cfg.Role, Started: time.Now().UTC()}
 	mine, commit := sessionKey(m.cfg.Name), commitKey(m.cfg.Name)
 	for d := firstAttempt; ; d = min(2*d, lastAttempt) {
-		if ctx.Err() != nil {
-			return nil, fmt.Errorf("open session: %w", context.Cause(ctx))
+		e, err := m.server(ctx) // another one after a new generation began
+		if err == nil && ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("open session: %w", err)
 		}
 		now, _, err := e.get(ctx, time.Second, mine)
 		if err != nil {
@@ -122,24 +151,28 @@ func (m *Member) open(ctx context.Context) (*Session, error) {
 				clientv3.OpDelete(holdKey(m.cfg.Name)),
 				clientv3.OpDelete(confirmKey(m.cfg.Name)),
 			}, nil)
-		if err == nil && resp.Succeeded {
+		switch {
+		case err == nil && resp.Succeeded:
 			return m.newSession(e, rec, resp.Header.Revision), nil
+		case err != nil:
+			m.log.Debug("session not opened yet", "error", err)
 		}
 	}
 }
 
 func (m *Member) newSession(e *etcd, rec SessionRecord, epoch int64) *Session {
 	s := &Session{
-		m: m, log: m.log, epoch: epoch, nonce: rec.Nonce,
-		terms: make(chan *Term, 1),
-		poke:  make(chan struct{}, 1),
-		tidy:  make(chan struct{}, 1),
+		m: m, etcd: e, log: m.log, epoch: epoch,
+		terms:  make(chan *Term, 1),
+		poke:   make(chan struct{}, 1),
+		tidy:   make(chan struct{}, 1),
+		leased: make(chan struct{}),
 	}
 	s.chain = &chain{
 		etcd: e, log: m.log,
 		session: sessionKey(m.cfg.Name), epoch: epoch,
 		key: commitKey(m.cfg.Name), rev: epoch, nonce: rec.Nonce,
-		trust: s.Check, idle: idleWrite, wrote: m.wrote,
+		trust: m.mesh.Check, idle: idleWrite, wrote: m.wrote,
 		wake: make(chan struct{}, 1),
 	}
 	m.wrote(time.Now())
@@ -160,7 +193,7 @@ func (s *Session) Context() context.Context { return s.ctx }
 // ACTIVE. Otherwise it says why not. The answer is computed from monotonic
 // time at each call and is stale the moment it is used for anything but that.
 func (s *Session) Check() error {
-	if s.ctx != nil && s.ctx.Err() != nil {
+	if s.ctx.Err() != nil {
 		return ErrFenced
 	}
 	return s.m.mesh.Check()
@@ -189,29 +222,29 @@ func (s *Session) Commit(ctx context.Context, tx Tx) (Result, error) {
 	}
 }
 
-// watchSelf ends the session as soon as the view shows that it is over.
+// watchSelf ends the session as soon as the view shows that it is over, and
+// wakes who waits for news of other sessions.
 func (s *Session) watchSelf(ctx context.Context) error {
-	over := make(chan struct{})
-	var once sync.Once
-	gone := func(kv KV, ok bool) bool { return !ok || kv.Mod > s.epoch }
 	mine := sessionKey(s.m.cfg.Name)
+	over := make(chan struct{}, 1)
+	// A view behind our own epoch knows nothing of us yet.
+	gone := func(rev, mod int64) bool { return rev >= s.epoch && mod != s.epoch }
 	from, stop := s.m.view.Follow(func(b Batch) {
+		if kv, _ := s.m.view.Get(mine); gone(b.Revision, kv.Mod) {
+			signal(over)
+		}
 		for _, c := range b.Changes {
-			if c.Key == mine && (c.Deleted && c.Prev.Mod >= s.epoch || c.Mod > s.epoch) {
-				once.Do(func() { close(over) })
-			}
-			if leaf(c.Key, prefixLosses) != "" {
+			session := leaf(c.Key, prefixSessions) != ""
+			if session || !c.Deleted && strings.HasPrefix(c.Key, prefixLocks) {
 				s.tidySoon()
 			}
-			switch {
-			case c.Key == keyActive, leaf(c.Key, prefixSessions) != "", leaf(c.Key, prefixHold) != "", leaf(c.Key, prefixNodes) != "":
+			if session || c.Key == keyActive || leaf(c.Key, prefixHold) != "" || leaf(c.Key, prefixNodes) != "" {
 				s.wake()
 			}
 		}
 	})
 	defer stop()
-	// A view behind our own epoch knows nothing of us yet.
-	if kv, ok := from.Get(mine); from.Revision() >= s.epoch && gone(kv, ok) {
+	if gone(from.Revision(), from.mod(mine)) {
 		return ErrFenced
 	}
 	select {
@@ -237,8 +270,9 @@ func signal(ch chan struct{}) {
 func (s *Session) register(ctx context.Context, rec NodeRecord) error {
 	rec.Name, rec.Role = s.m.cfg.Name, s.m.cfg.Role
 	_, err := s.UpdateNode(ctx, rec.Name, func(old NodeRecord) (NodeRecord, error) {
-		rec.Paused, rec.Preferred = old.Paused || rec.Paused, old.Preferred
-		return rec, nil
+		now := rec
+		now.Paused, now.Preferred = old.Paused || rec.Paused, old.Preferred
+		return now, nil
 	})
 	if err != nil {
 		return fmt.Errorf("register node: %w", err)
@@ -284,14 +318,24 @@ func (s *Session) UpdateNode(ctx context.Context, node string, change func(NodeR
 func (s *Session) keepLease(ctx context.Context) error {
 	every := s.m.cfg.Lease / 5
 	for {
+		sent := time.Now()
 		id, err := s.grant(ctx)
 		if err == nil {
-			s.lease.Store(int64(id))
-			err = s.renew(ctx, id, every)
-			s.lease.Store(0)
+			err = s.announce(ctx, id)
 		}
-		if ctx.Err() != nil {
+		if err == nil {
+			s.setLease(id)
+			err = s.renew(ctx, id, sent, every)
+			s.setLease(0)
+		}
+		switch {
+		case ctx.Err() != nil:
+			if id != 0 && s.saidGoodbye() {
+				s.revoke(context.WithoutCancel(ctx), id)
+			}
 			return ctx.Err()
+		case errors.Is(err, ErrFenced):
+			return err
 		}
 		s.log.Warn("lease lost, taking a new one", "error", err)
 		if err := pause(ctx, every/5); err != nil {
@@ -301,39 +345,41 @@ func (s *Session) keepLease(ctx context.Context) error {
 }
 
 func (s *Session) grant(ctx context.Context) (clientv3.LeaseID, error) {
-	e, err := s.m.server(ctx)
-	if err != nil {
-		return 0, err
-	}
-	callCtx, cancel := context.WithTimeout(ctx, time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	g, err := e.client.Grant(callCtx, int64(s.m.cfg.Lease/time.Second))
+	g, err := s.etcd.client.Grant(ctx, int64(s.m.cfg.Lease/time.Second))
 	if err != nil {
 		return 0, fmt.Errorf("grant lease: %w", err)
-	}
-	resp, err := e.attempt(ctx, time.Second,
-		[]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(s.chain.session), "=", s.epoch)},
-		[]clientv3.Op{clientv3.OpPut(aliveKey(s.m.cfg.Name),
-			string(encode(aliveRecord{Epoch: s.epoch, Lease: int64(g.ID)})), clientv3.WithLease(g.ID))}, nil)
-	switch {
-	case err != nil:
-		return 0, fmt.Errorf("put alive key: %w", err)
-	case !resp.Succeeded:
-		return 0, ErrFenced
 	}
 	return g.ID, nil
 }
 
-// renew returns when the lease may have expired, counted from when the last
-// successful renewal was sent.
-func (s *Session) renew(ctx context.Context, id clientv3.LeaseID, every time.Duration) error {
-	e, err := s.m.server(ctx)
-	if err != nil {
-		return err
+// announce puts alive/<me> under the lease. It repeats the same put until an
+// answer comes, so a late copy of it changes nothing; when the lease has
+// expired meanwhile, etcd refuses.
+func (s *Session) announce(ctx context.Context, id clientv3.LeaseID) error {
+	rec := aliveRecord{Epoch: s.epoch, Lease: int64(id)}
+	for {
+		resp, err := s.etcd.attempt(ctx, lastAttempt,
+			[]clientv3.Cmp{ModIs(s.chain.session, s.epoch).cmp()},
+			[]clientv3.Op{clientv3.OpPut(aliveKey(s.m.cfg.Name), string(encode(rec)), clientv3.WithLease(id))}, nil)
+		switch {
+		case err == nil && resp.Succeeded:
+			return nil
+		case err == nil:
+			return ErrFenced
+		case ctx.Err() != nil, errors.Is(err, rpctypes.ErrLeaseNotFound):
+			return fmt.Errorf("put alive key: %w", err)
+		}
 	}
+}
+
+// renew returns when the lease may have expired, counted from when the last
+// successful renewal was sent. It puts the alive key again when the view shows
+// another lease in it: the late copy of a put under an earlier one.
+func (s *Session) renew(ctx context.Context, id clientv3.LeaseID, sent time.Time, every time.Duration) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	sent := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
@@ -342,14 +388,59 @@ func (s *Session) renew(ctx context.Context, id clientv3.LeaseID, every time.Dur
 		}
 		at := time.Now()
 		callCtx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
-		_, err := e.client.KeepAliveOnce(callCtx, id)
+		_, err := s.etcd.client.KeepAliveOnce(callCtx, id)
 		cancel()
 		if err == nil {
 			sent = at
+			kv, ok := s.m.view.Get(aliveKey(s.m.cfg.Name))
+			if rec, err := decode[aliveRecord](kv); ok && err == nil && rec.Epoch == s.epoch && rec.Lease != int64(id) {
+				if err := s.announce(ctx, id); err != nil {
+					return err
+				}
+			}
 			continue
 		}
 		if errors.Is(err, rpctypes.ErrLeaseNotFound) || time.Since(sent) > s.m.cfg.Lease {
 			return fmt.Errorf("renew lease, last renewed %v ago: %w", time.Since(sent).Round(time.Millisecond), err)
+		}
+	}
+}
+
+// revoke gives a lease back, and with it the locks that hang on it. Should it
+// fail, the lease expires by itself.
+func (s *Session) revoke(ctx context.Context, id clientv3.LeaseID) {
+	ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+	defer cancel()
+	if _, err := s.etcd.client.Revoke(ctx, id); err != nil {
+		s.log.Debug("lease not revoked, it expires by itself", "error", err)
+	}
+}
+
+func (s *Session) setLease(id clientv3.LeaseID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lease = id; id != 0 {
+		close(s.leased)
+	} else {
+		s.leased = make(chan struct{})
+	}
+}
+
+// waitLease returns the present lease, waiting for one until ctx ends.
+func (s *Session) waitLease(ctx context.Context) (clientv3.LeaseID, error) {
+	for {
+		s.mu.Lock()
+		id, leased := s.lease, s.leased
+		s.mu.Unlock()
+		if id != 0 {
+			return id, nil
+		}
+		select {
+		case <-leased:
+		case <-s.ctx.Done():
+			return 0, ErrFenced
+		case <-ctx.Done():
+			return 0, fmt.Errorf("wait for a lease: %w", ctx.Err())
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -93,11 +94,13 @@ func (s *Session) Lead(ctx context.Context, fn func(ctx context.Context, t *Term
 // fenced write goes out before anybody hears of it.
 func (s *Session) beginTerm(epoch int64) {
 	s.mu.Lock()
-	if s.leaving || s.term != nil && s.term.epoch >= epoch {
+	// A view that is behind still shows a term that has ended: never twice.
+	if s.leaving || epoch <= s.lastTerm {
 		s.mu.Unlock()
 		return
 	}
 	old := s.term
+	s.lastTerm = epoch
 	t := &Term{s: s, epoch: epoch}
 	t.ctx, t.cancel = context.WithCancelCause(s.ctx)
 	s.term = t
@@ -121,6 +124,7 @@ func (s *Session) beginTerm(epoch int64) {
 		}
 		s.log.Info("term begun", "term", epoch, "began_mono_ns", began, "first_write_mono_ns", monotonic())
 	})
+	s.tidySoon() // whom we follow may have left locks
 }
 
 // monotonic is the host's monotonic clock: one clock for all processes of a
@@ -134,20 +138,23 @@ func monotonic() int64 {
 	return ts.Nano()
 }
 
-// endTerm ends the present term, if any.
-func (s *Session) endTerm(cause error) {
+// endTerm ends the present term if its epoch is at most upTo: a later one may
+// have begun since the caller looked.
+func (s *Session) endTerm(upTo int64, cause error) {
 	s.mu.Lock()
 	t := s.term
+	if t == nil || t.epoch > upTo {
+		s.mu.Unlock()
+		return
+	}
 	s.term = nil
 	select {
 	case <-s.terms:
 	default:
 	}
 	s.mu.Unlock()
-	if t != nil {
-		t.cancel(cause)
-		s.log.Info("term ended", "term", t.epoch, "cause", cause)
-	}
+	t.cancel(cause)
+	s.log.Info("term ended", "term", t.epoch, "cause", cause)
 }
 
 // Campaigning is driven by the view and, should an event be missed, by a slow
@@ -193,9 +200,7 @@ func (s *Session) follow(snap Snapshot) (vacant bool) {
 		s.beginTerm(kv.Mod)
 		return false
 	}
-	if t := s.Term(); t != nil && snap.Revision() >= t.epoch {
-		s.endTerm(ErrNotActive)
-	}
+	s.endTerm(snap.Revision(), ErrNotActive)
 	if holder {
 		return false
 	}
@@ -233,21 +238,19 @@ func nodeIn(snap Snapshot, node string) NodeRecord {
 // run tries once to become Active. It needs no trust and does not go through
 // the chain: losing the race changes nothing.
 func (s *Session) run(ctx context.Context, snap Snapshot) error {
-	e, err := s.m.server(ctx)
-	if err != nil {
-		return err
-	}
 	kv, rec, _ := activeIn(snap)
 	cmps := []clientv3.Cmp{
 		ModIs(keyActive, kv.Mod).cmp(),
 		ModIs(sessionKey(s.m.cfg.Name), s.epoch).cmp(),
+		// We may just be leaving without fail-over: nobody could end that term.
+		Absent(holdKey(s.m.cfg.Name)).cmp(),
 	}
 	if rec.Node != "" {
 		cmps = append(cmps,
 			ModIsNot(sessionKey(rec.Node), rec.Epoch).cmp(),
 			Absent(holdKey(rec.Node)).cmp())
 	}
-	resp, err := e.attempt(ctx, firstAttempt, cmps,
+	resp, err := s.etcd.attempt(ctx, firstAttempt, cmps,
 		[]clientv3.Op{clientv3.OpPut(keyActive, string(encode(ActiveRecord{Node: s.m.cfg.Name, Epoch: s.epoch})))}, nil)
 	if err != nil {
 		// Unknown: the view will tell. Look again even if nothing changes.
@@ -268,19 +271,17 @@ func (s *Session) Switchover(ctx context.Context, to string, with ...Write) (str
 	if t == nil || t.Check() != nil {
 		return "", ErrNotActive
 	}
-	snap := s.m.view.Snapshot()
-	succ, err := s.successor(snap, to)
+	succ, err := s.successor(s.m.view.Snapshot(), to)
 	if err != nil {
 		return "", err
 	}
-	s.setHanding(t, true)
-	res, err := s.Commit(ctx, Tx{
-		If:   []Cond{t.Guard(), ModIs(sessionKey(succ.Name), succ.Epoch)},
-		Then: append([]Write{Put(keyActive, encode(ActiveRecord{Node: succ.Name, Epoch: succ.Epoch}))}, with...),
-	})
+	if !s.setHanding(t, true) {
+		return "", fmt.Errorf("%w any more: a switchover is under way", ErrNotActive)
+	}
+	res, err := s.Commit(ctx, t.handTo(succ, with...))
 	switch {
 	case err == nil && res.Won:
-		s.endTerm(ErrNotActive)
+		s.endTerm(t.epoch, ErrNotActive)
 		return succ.Name, nil
 	case err == nil:
 		s.setHanding(t, false)
@@ -298,11 +299,31 @@ func (s *Session) Switchover(ctx context.Context, to string, with ...Write) (str
 	}
 }
 
-func (s *Session) setHanding(t *Term, on bool) {
+// setHanding reports whether it changed anything.
+func (s *Session) setHanding(t *Term, on bool) bool {
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := t.handing
 	t.handing = on
-	s.mu.Unlock()
+	return was != on
 }
+
+// handTo is the transaction that gives the term to another controller, unless
+// that has left, for good or without fail-over.
+func (t *Term) handTo(succ candidate, with ...Write) Tx {
+	return Tx{
+		If:   append([]Cond{t.Guard()}, succ.conds()...),
+		Then: append([]Write{Put(keyActive, succ.active())}, with...),
+	}
+}
+
+// conds hold while the candidate can become Active.
+func (c candidate) conds() []Cond {
+	return []Cond{ModIs(sessionKey(c.Name), c.Epoch), Absent(holdKey(c.Name))}
+}
+
+// active is the value of the key active that names the candidate.
+func (c candidate) active() []byte { return encode(ActiveRecord{Node: c.Name, Epoch: c.Epoch}) }
 
 // successor picks who would take over from this session now.
 func (s *Session) successor(snap Snapshot, want string) (candidate, error) {
@@ -330,29 +351,26 @@ func (s *Session) Leave(ctx context.Context, hold *HoldRecord, with ...Write) er
 	s.leaving = true
 	t := s.term
 	s.mu.Unlock()
-	if hold != nil {
-		_, err := s.Commit(ctx, Tx{Then: append([]Write{Put(holdKey(s.m.cfg.Name), encode(hold))}, with...)})
-		if err != nil {
-			return fmt.Errorf("say goodbye with hold: %w", err)
-		}
-		s.endTerm(ErrNotActive)
-		return nil
-	}
-	if t != nil {
+	bye := []Write{Del(sessionKey(s.m.cfg.Name))}
+	switch {
+	case hold != nil:
+		bye = []Write{Put(holdKey(s.m.cfg.Name), encode(hold))}
+	case t != nil:
 		s.setHanding(t, true)
 		if succ, err := s.successor(s.m.view.Snapshot(), ""); err == nil {
 			// Fails harmlessly if the successor left meanwhile: then the others
 			// campaign when they see our session go.
-			s.Submit(Tx{
-				If:   []Cond{t.Guard(), ModIs(sessionKey(succ.Name), succ.Epoch)},
-				Then: []Write{Put(keyActive, encode(ActiveRecord{Node: succ.Name, Epoch: succ.Epoch}))},
-			}, func(Result, error) {})
+			s.Submit(t.handTo(succ), func(Result, error) {})
 		}
 	}
-	_, err := s.Commit(ctx, Tx{Then: append([]Write{Del(sessionKey(s.m.cfg.Name))}, with...)})
-	if err != nil && !errors.Is(err, ErrFenced) {
+	_, err := s.Commit(ctx, Tx{Then: append(bye, with...)})
+	// A session that is over needs no goodbye; one that was to be held does.
+	if err != nil && (hold != nil || !errors.Is(err, ErrFenced)) {
 		return fmt.Errorf("say goodbye: %w", err)
 	}
-	s.endTerm(ErrNotActive)
+	s.mu.Lock()
+	s.left = true
+	s.mu.Unlock()
+	s.endTerm(math.MaxInt64, ErrNotActive)
 	return nil
 }

@@ -215,14 +215,16 @@ func (v *View) run(ctx context.Context, c *clientv3.Client) error {
 	}
 }
 
-// load reads all keys at one revision and publishes what differs.
+// load reads all keys at one revision and publishes what differs. It reads what
+// this member has: that is behind for a moment after a start, and all there is
+// while no majority is there.
 func (v *View) load(ctx context.Context, c *clientv3.Client) error {
 	const page = 1000
 	next := btree.NewG(32, lessKV)
 	var rev int64
 	from := "\x00"
 	for {
-		opts := []clientv3.OpOption{clientv3.WithFromKey(), clientv3.WithLimit(page)}
+		opts := []clientv3.OpOption{clientv3.WithFromKey(), clientv3.WithLimit(page), clientv3.WithSerializable()}
 		if rev != 0 {
 			opts = append(opts, clientv3.WithRev(rev))
 		}

@@ -1,24 +1,31 @@
 // Package coordtest runs real coordination members in one process, for tests:
-// real etcd servers on loopback ports, real pulses over TCP, no TLS.
+// real etcd servers on loopback addresses, real pulses over TCP, no TLS.
 package coordtest
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"uac/coord"
 )
 
-// Options of a cluster. The zero value is one controller with test timers.
+// patience bounds every wait of this package. It only ends tests that fail.
+const patience = 30 * time.Second
+
+// Options of a cluster. The zero value is one controller with default timers.
 type Options struct {
 	Controllers, Watches int
+	// Sessions makes every member keep a session, the way a role does.
+	Sessions bool
 	// Change edits a member's configuration before it starts.
 	Change func(*coord.Config)
 }
@@ -32,28 +39,33 @@ type Cluster struct {
 
 	mu    sync.Mutex
 	nodes map[string]*Node
+	all   []*Node
 	cut   map[[2]string]bool
-}
-
-// Node is one running member.
-type Node struct {
-	Name   string
-	Member *coord.Member
-	cancel context.CancelFunc
-	done   chan struct{}
-	err    error
 }
 
 // Start starts a cluster of controllers c1.. and watches w1.. and stops it at
 // the end of the test.
 func Start(t testing.TB, opts Options) *Cluster {
 	t.Helper()
+	c := New(t, opts)
+	for _, p := range c.peers {
+		c.Run(p.Name)
+	}
+	return c
+}
+
+// New makes a cluster of which nothing runs yet.
+func New(t testing.TB, opts Options) *Cluster {
+	t.Helper()
 	if opts.Controllers == 0 {
 		opts.Controllers = 1
 	}
 	c := &Cluster{t: t, opts: opts, dirs: map[string]string{}, nodes: map[string]*Node{}, cut: map[[2]string]bool{}}
 	add := func(name string, role coord.Role) {
-		c.peers = append(c.peers, coord.Peer{Name: name, Role: role, Raft: freeAddr(t), Link: freeAddr(t)})
+		ip := reserve(t)
+		c.peers = append(c.peers, coord.Peer{
+			Name: name, Role: role, Raft: net.JoinHostPort(ip, "7601"), Link: net.JoinHostPort(ip, "7602"),
+		})
 		c.dirs[name] = t.TempDir()
 	}
 	for i := range opts.Controllers {
@@ -63,15 +75,11 @@ func Start(t testing.TB, opts Options) *Cluster {
 		add(fmt.Sprintf("w%d", i+1), coord.RoleWatch)
 	}
 	t.Cleanup(func() {
-		var wg sync.WaitGroup
-		for _, p := range c.peers {
-			wg.Go(func() { c.Kill(p.Name) })
+		c.Kill(c.Names()...)
+		for _, n := range c.all {
+			n.Member.Drained()
 		}
-		wg.Wait()
 	})
-	for _, p := range c.peers {
-		c.Run(p.Name)
-	}
 	return c
 }
 
@@ -84,6 +92,11 @@ func (c *Cluster) Names() []string {
 	return names
 }
 
+// Peer is how the others know a member.
+func (c *Cluster) Peer(name string) coord.Peer {
+	return c.peers[slices.IndexFunc(c.peers, func(p coord.Peer) bool { return p.Name == name })]
+}
+
 // Node returns a running member, nil if it is down.
 func (c *Cluster) Node(name string) *Node {
 	c.mu.Lock()
@@ -94,18 +107,16 @@ func (c *Cluster) Node(name string) *Node {
 // DataDir of a member, for tests that look at it or wipe it.
 func (c *Cluster) DataDir(name string) string { return c.dirs[name] }
 
+// SetDataDir gives a member that is down another data directory.
+func (c *Cluster) SetDataDir(name, dir string) { c.dirs[name] = dir }
+
 // Run starts a member that is down.
 func (c *Cluster) Run(name string) *Node {
 	c.t.Helper()
+	self := c.Peer(name)
 	cfg := coord.DefaultConfig()
-	cfg.Name, cfg.Cluster, cfg.DataDir, cfg.Peers = name, "test", c.dirs[name], c.peers
+	cfg.Name, cfg.Role, cfg.Cluster, cfg.DataDir, cfg.Peers = name, self.Role, "test", c.dirs[name], c.peers
 	cfg.QuotaBytes = 64 << 20
-	var self coord.Peer
-	for _, p := range c.peers {
-		if p.Name == name {
-			cfg.Role, self = p.Role, p
-		}
-	}
 	if c.opts.Change != nil {
 		c.opts.Change(&cfg)
 	}
@@ -113,76 +124,56 @@ func (c *Cluster) Run(name string) *Node {
 	if err != nil {
 		c.t.Fatalf("listen for pulses of %s: %v", name, err)
 	}
-	log := slog.New(slog.NewTextHandler(c.t.Output(), nil)).With("node", name)
 	m, err := coord.New(cfg, coord.Deps{
-		Log:    log,
-		Pulses: named{Listener: ln},
-		DialPulse: func(ctx context.Context, p coord.Peer) (net.Conn, error) {
-			if c.isCut(name, p.Name) {
-				<-ctx.Done()
-				return nil, ctx.Err()
-			}
-			var d net.Dialer
-			conn, err := d.DialContext(ctx, "tcp", p.Link)
-			if err != nil {
-				return nil, err
-			}
-			if _, err := fmt.Fprintf(conn, "%s\n", name); err != nil {
-				return nil, errors.Join(err, conn.Close())
-			}
-			return &cuttable{Conn: conn, cut: func() bool { return c.isCut(name, p.Name) }, peer: p.Name}, nil
-		},
-		PulsePeer: func(conn net.Conn) (string, error) {
-			switch conn := conn.(type) {
-			case *cuttable:
-				return conn.peer, nil
-			case *namedConn:
-				return conn.name()
-			}
-			return "", fmt.Errorf("unexpected connection %T", conn)
-		},
-		Version: "test",
+		Log:       slog.New(slog.NewTextHandler(c.t.Output(), nil)).With("node", name),
+		Pulses:    acceptor{Listener: ln, cluster: c, self: name},
+		DialPulse: func(ctx context.Context, p coord.Peer) (net.Conn, error) { return c.dial(ctx, name, p) },
+		PulsePeer: func(conn net.Conn) (string, error) { return conn.(*pulseConn).peer() },
+		Version:   "test",
 	})
 	if err != nil {
 		_ = ln.Close()
 		c.t.Fatalf("member %s: %v", name, err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	n := &Node{Name: name, Member: m, cancel: cancel, done: make(chan struct{})}
-	go func() {
-		defer close(n.done)
-		n.err = m.Run(ctx)
-	}()
+	n := newNode(c.t, name, m, c.opts.Sessions)
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.nodes[name] = n
-	c.mu.Unlock()
+	c.all = append(c.all, n)
 	return n
 }
 
-// Kill ends a member without a goodbye and waits until it is gone. Its
-// sessions end as if the process had crashed: connections close, nothing is
-// written.
-func (c *Cluster) Kill(name string) {
-	c.mu.Lock()
-	n := c.nodes[name]
-	delete(c.nodes, name)
-	c.mu.Unlock()
-	if n == nil {
-		return
-	}
-	n.cancel()
-	select {
-	case <-n.done:
-	case <-time.After(30 * time.Second):
-		c.t.Errorf("member %s does not stop", name)
-	}
+// Kill ends members without a goodbye, all at once, and waits until they are
+// gone: as far as the others can tell, their processes crashed.
+func (c *Cluster) Kill(names ...string) { c.end(names, func(n *Node) { n.cancel() }) }
+
+// Stop ends members in an orderly way: each says goodbye first. hold keeps
+// their work for their return, nil hands it over.
+func (c *Cluster) Stop(hold *coord.HoldRecord, names ...string) {
+	c.end(names, func(n *Node) { n.leave(hold) })
 }
 
-// Done closes when the member has ended; Err says why.
-func (n *Node) Done() <-chan struct{} { return n.done }
-
-// Err is the error that the member ended with, valid after Done.
-func (n *Node) Err() error { <-n.done; return n.err }
+func (c *Cluster) end(names []string, how func(*Node)) {
+	var ending []*Node
+	c.mu.Lock()
+	for _, name := range names {
+		if n := c.nodes[name]; n != nil {
+			ending = append(ending, n)
+			delete(c.nodes, name)
+		}
+	}
+	c.mu.Unlock()
+	for _, n := range ending {
+		how(n)
+	}
+	for _, n := range ending {
+		select {
+		case <-n.done:
+		case <-time.After(patience):
+			c.t.Errorf("member %s does not stop", n.Name)
+		}
+	}
+}
 
 // Cut drops all pulses between two members, both ways, without closing the
 // connections; raft is not cut.
@@ -200,69 +191,55 @@ func (c *Cluster) Heal(a, b string) {
 	delete(c.cut, [2]string{b, a})
 }
 
-func (c *Cluster) isCut(from, to string) bool {
+func (c *Cluster) isCut(a, b string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.cut[[2]string{from, to}]
+	return c.cut[[2]string{a, b}]
 }
 
-// cuttable is a dialed connection whose writes vanish while it is cut.
-type cuttable struct {
-	net.Conn
-	cut  func() bool
-	peer string
+// Await waits until cond holds for what the view of a running member shows.
+func (c *Cluster) Await(name, what string, cond func(coord.Snapshot) bool) coord.Snapshot {
+	c.t.Helper()
+	return Await(c.t, c.Node(name).Member.View(), what, cond)
 }
 
-func (c *cuttable) Write(b []byte) (int, error) {
-	if c.cut() {
-		return len(b), nil
-	}
-	return c.Conn.Write(b)
-}
-
-// named is a listener whose connections begin with the dialer's name.
-type named struct{ net.Listener }
-
-func (l named) Accept() (net.Conn, error) {
-	conn, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return &namedConn{Conn: conn, r: bufio.NewReader(conn)}, nil
-}
-
-type namedConn struct {
-	net.Conn
-	r    *bufio.Reader
-	once sync.Once
-	peer string
-	err  error
-}
-
-func (c *namedConn) name() (string, error) {
-	c.once.Do(func() {
-		line, err := c.r.ReadString('\n')
-		if err == nil {
-			c.peer = line[:len(line)-1]
-		}
-		c.err = err
-	})
-	return c.peer, c.err
-}
-
-func (c *namedConn) Read(b []byte) (int, error) {
-	if _, err := c.name(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(b)
-}
-
-func freeAddr(t testing.TB) string {
+// Await waits until cond holds for what the view shows, and returns that.
+func Await(t testing.TB, v *coord.View, what string, cond func(coord.Snapshot) bool) coord.Snapshot {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	changed := make(chan struct{}, 1)
+	_, stop := v.Follow(func(coord.Batch) {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	})
+	defer stop()
+	late := time.After(patience)
+	for {
+		if snap := v.Snapshot(); cond(snap) {
+			return snap
+		}
+		select {
+		case <-changed:
+		case <-late:
+			t.Fatalf("gave up waiting: %s", what)
+		}
 	}
-	defer func() { _ = ln.Close() }()
-	return ln.Addr().String()
+}
+
+// reserve returns a loopback address that is this test's own until its end: it
+// holds a port there that every test like it would take first.
+func reserve(t testing.TB) string {
+	t.Helper()
+	for {
+		ip := net.IPv4(127, byte(1+rand.N(250)), byte(rand.N(256)), byte(1+rand.N(250))).String()
+		ln, err := net.Listen("tcp", net.JoinHostPort(ip, "7600"))
+		switch {
+		case err == nil:
+			t.Cleanup(func() { _ = ln.Close() })
+			return ip
+		case !errors.Is(err, syscall.EADDRINUSE):
+			t.Fatal(err)
+		}
+	}
 }

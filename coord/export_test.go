@@ -1,0 +1,24 @@
+package coord
+
+import (
+	"time"
+
+	"go.etcd.io/etcd/server/v3/etcdserver"
+)
+
+// TxnFunc runs one etcd transaction once.
+type TxnFunc = txnFunc
+
+// WrapTxn makes the member send its transactions through wrap.
+func WrapTxn(c *Config, wrap func(next TxnFunc) TxnFunc) { c.hooks.txn = wrap }
+
+// SetElection sets raft's election timeout.
+func SetElection(c *Config, d time.Duration) { c.hooks.election = d }
+
+// EtcdServer of a running member, nil if it does not run.
+func EtcdServer(m *Member) *etcdserver.EtcdServer {
+	if e := m.serving(); e != nil {
+		return e.server.Server
+	}
+	return nil
+}
