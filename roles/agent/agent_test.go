@@ -485,7 +485,7 @@ func TestKillReachesWhatLeftTheSession(t *testing.T) {
 	s.l.start(start)
 	s.waitNoted("ready\n")
 	// Take the wrapper away, so that no exit is written.
-	if err := (process{pid: s.a.dir(k1).wrapper()}).signal(9); err != nil {
+	if err := (process{pid: s.a.dir(k1).said().pid}).signal(9); err != nil {
 		t.Fatal(err)
 	}
 	s.l.kill(k1, 5)
@@ -575,7 +575,7 @@ func TestEndWhileTheAgentIsAwayIsTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := attemptDir(filepath.Join(s.dir, dirAttempts, k1.dir()))
-	eventually(t, "exit file", func() bool { _, ok := dir.exit(); return ok })
+	eventually(t, "an exit status", func() bool { return dir.said().exited })
 	s.boot()
 	wantEnd(t, s.l.report(k1, wire.State_EXITED), &wire.End{Code: 6})
 }
@@ -621,7 +621,7 @@ func TestLossOfTheWrapperIsNotTheEndOfTheCommand(t *testing.T) {
 			gate := filepath.Join(t.TempDir(), "gate")
 			s.l.start(startOf(k1, 5, fmt.Sprintf(script, s.note("ready"), gate)))
 			s.waitNoted("ready\n")
-			pid := s.a.dir(k1).wrapper()
+			pid := s.a.dir(k1).said().pid
 			if err := killWrapper(pid); err != nil {
 				t.Fatal(err)
 			}

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,12 +19,11 @@ type attemptDir string
 func (d attemptDir) file(name string) string { return filepath.Join(string(d), name) }
 
 const (
-	fileScript  = "script"
-	fileOutput  = "output"
-	fileAlive   = "alive"
-	fileStarted = "started"
-	fileExit    = "exit"
-	dirWork     = "work"
+	fileScript = "script"
+	fileOutput = "output"
+	fileAlive  = "alive"
+	fileStatus = "status"
+	dirWork    = "work"
 )
 
 // errStartedBefore is returned when the directory of an attempt says that its command
@@ -37,7 +35,7 @@ var errStartedBefore = errors.New("the attempt was started before, by a process 
 func (d attemptDir) prepare(script string) error {
 	err := os.Mkdir(string(d), 0o700)
 	if errors.Is(err, fs.ErrExist) {
-		if d.started() {
+		if _, err := os.Lstat(d.file(fileStatus)); err == nil {
 			return errStartedBefore
 		}
 		if err := os.RemoveAll(string(d)); err != nil {
@@ -68,42 +66,45 @@ func (d attemptDir) command(script string) []string {
 	return []string{shell, "-e", d.file(fileScript)}
 }
 
-func (d attemptDir) started() bool {
-	_, err := os.Lstat(d.file(fileStarted))
-	return err == nil
+// status is what the wrapper has written down.
+type status struct {
+	started bool  // it has begun to run the command, or was about to
+	pid     int   // its process id; 0: not known
+	exited  bool  // the command has ended
+	code    int32 // with this exit status
 }
 
-// wrapper returns the process id that the wrapper wrote down, 0 if it has not.
-func (d attemptDir) wrapper() int {
-	text, err := os.ReadFile(d.file(fileStarted))
-	if err != nil {
-		return 0
+func (d attemptDir) status() (status, error) {
+	text, err := os.ReadFile(d.file(fileStatus))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return status{}, nil
+	case err != nil:
+		return status{}, fmt.Errorf("read status: %w", err)
 	}
-	pid, err := strconv.Atoi(strings.TrimSuffix(string(text), "\n"))
-	if err != nil || pid <= 0 || !bytes.HasSuffix(text, []byte("\n")) {
-		return 0
-	}
-	return pid
+	return parseStatus(string(text)), nil
 }
 
-// exit returns the exit status that the wrapper wrote down. Not ok: it has not, or
-// not whole.
-func (d attemptDir) exit() (code int32, ok bool) {
-	text, err := os.ReadFile(d.file(fileExit))
-	if err != nil {
-		return 0, false
+// parseStatus reads the file that the wrapper makes, with a line "started PID", before
+// it runs the command, and to which it adds a line "exit STATUS end" after that. Only
+// whole lines count; but that there is a file at all says that the command may have
+// been run.
+func parseStatus(text string) status {
+	st := status{started: true}
+	first, rest, whole := strings.Cut(text, "\n")
+	number, ok := strings.CutPrefix(first, "started ")
+	pid, err := strconv.ParseUint(number, 10, 31)
+	if !whole || !ok || err != nil || pid == 0 {
+		return st
 	}
-	return parseExit(text)
-}
-
-func parseExit(text []byte) (code int32, ok bool) {
-	word, rest, ok1 := strings.Cut(string(text), " ")
-	number, last, ok2 := strings.Cut(rest, " ")
-	n, err := strconv.ParseUint(number, 10, 8)
-	if !ok1 || !ok2 || word != "exit" || last != "end\n" || err != nil {
-		return 0, false
+	st.pid = int(pid)
+	number, ok1 := strings.CutPrefix(rest, "exit ")
+	number, ok2 := strings.CutSuffix(number, " end\n")
+	code, err := strconv.ParseUint(number, 10, 8)
+	if ok1 && ok2 && err == nil {
+		st.exited, st.code = true, int32(code)
 	}
-	return int32(n), true
+	return st
 }
 
 // openAlive opens the reading end of the attempt's pipe.
@@ -140,14 +141,12 @@ func held(pipe *os.File) (bool, error) {
 
 // evidence is what the traces of an attempt say that has no recorded end.
 type evidence struct {
-	sameBoot bool  // the machine has not been booted since the intent
-	exited   bool  // a whole exit file
-	code     int32 // in it
-	held     bool  // somebody holds the pipe
-	session  bool  // a process of the wrapper's session lives
-	started  bool  // the command counts as having run
-	killing  bool  // the agent had recorded that KILL comes next
-	stopping bool  // the agent had begun to stop it
+	sameBoot bool // the machine has not been booted since the intent
+	status        // what the wrapper has written down
+	held     bool // somebody holds the pipe
+	session  bool // a process of the wrapper's session lives
+	killing  bool // the agent had recorded that KILL comes next
+	stopping bool // the agent had begun to stop it
 }
 
 // verdict is what follows from evidence.
@@ -155,7 +154,7 @@ type verdict int
 
 const (
 	verdictRunning  verdict = iota // still alive
-	verdictExited                  // ended, with the code of the exit file
+	verdictExited                  // ended, with the exit status written down
 	verdictKilled                  // ended by the agent's KILL
 	verdictUnknown                 // may have run, and nobody knows how it ended
 	verdictNeverRan                // has not run, and nothing is left that could run it
@@ -170,9 +169,9 @@ func judge(e evidence) verdict {
 		// child of the command lives on, and after any number of boots.
 		return verdictExited
 	case !e.sameBoot:
-		// Everything but a whole exit file may be missing only because it had not
-		// reached the disk: also `started`, also the exit of a command that we were
-		// about to kill.
+		// Whatever is missing may be missing only because it had not reached the disk:
+		// also that the command was started, also the exit of one that was about to
+		// be killed.
 		return verdictUnknown
 	case e.held || e.session:
 		return verdictRunning
@@ -183,7 +182,7 @@ func judge(e evidence) verdict {
 	case e.killing || e.stopping:
 		return verdictNever
 	}
-	// The wrapper makes `started` before it runs the command, it is gone, and nobody
+	// The wrapper makes its file before it runs the command, it is gone, and nobody
 	// else could.
 	return verdictNeverRan
 }

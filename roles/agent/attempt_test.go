@@ -35,7 +35,7 @@ func TestJudge(t *testing.T) {
 		{"wrapper gone, child closed the pipe", with(same, all(started, session)), verdictRunning},
 		{"exited", with(same, all(started, exited)), verdictExited},
 		{"exited, child holds the pipe", with(same, all(started, exited, held, session)), verdictExited},
-		{"exited although being killed", with(same, all(started, exited, killing)), verdictExited},
+		{"exited although being killed", with(same, all(started, exited, killing, stopping)), verdictExited},
 		{"wrapper and command gone", with(same, started), verdictUnknown},
 		{"gone after TERM alone", with(same, all(started, stopping)), verdictUnknown},
 		{"gone after KILL", with(same, all(started, stopping, killing)), verdictKilled},
@@ -44,11 +44,10 @@ func TestJudge(t *testing.T) {
 		{"stopped before it started", with(same, stopping), verdictNever},
 
 		{"other boot, intent only", evidence{}, verdictUnknown},
-		{"other boot, was running", evidence{started: true}, verdictUnknown},
-		{"other boot, was being killed", evidence{started: true, killing: true, stopping: true}, verdictUnknown},
-		{"other boot, exited", evidence{started: true, exited: true}, verdictExited},
-		{"other boot, exited, started lost", evidence{exited: true}, verdictExited},
-		{"other boot, a stranger has the number of the session", evidence{started: true, session: true}, verdictUnknown},
+		{"other boot, was running", evidence{status: status{started: true}}, verdictUnknown},
+		{"other boot, was being killed", evidence{status: status{started: true}, killing: true, stopping: true}, verdictUnknown},
+		{"other boot, exited", evidence{status: status{started: true, exited: true}}, verdictExited},
+		{"other boot, a stranger has the number of the session", evidence{status: status{started: true}, session: true}, verdictUnknown},
 	}
 	for _, tt := range tests {
 		if got := judge(tt.e); got != tt.want {
@@ -57,30 +56,32 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-func TestOnlyAWholeExitFileCounts(t *testing.T) {
-	tests := map[string]int32{
-		"exit 0 end\n":     0,
-		"exit 255 end\n":   255,
-		"exit 137 end\n":   137,
-		"":                 -1,
-		"exit":             -1,
-		"exit 1":           -1,
-		"exit 1 ":          -1,
-		"exit 1 end":       -1,
-		"exit 12 en":       -1,
-		"exit 256 end\n":   -1,
-		"exit -1 end\n":    -1,
-		"exit x end\n":     -1,
-		"exit 1 end\nmore": -1,
-		"\x00\x00\x00\x00": -1,
+func TestOnlyWholeLinesOfTheStatusCount(t *testing.T) {
+	tests := map[string]status{
+		"started 42\nexit 0 end\n":     {started: true, pid: 42, exited: true, code: 0},
+		"started 42\nexit 255 end\n":   {started: true, pid: 42, exited: true, code: 255},
+		"started 42\n":                 {started: true, pid: 42},
+		"started 42\nexit":             {started: true, pid: 42},
+		"started 42\nexit 1":           {started: true, pid: 42},
+		"started 42\nexit 1 ":          {started: true, pid: 42},
+		"started 42\nexit 1 end":       {started: true, pid: 42},
+		"started 42\nexit 12 en":       {started: true, pid: 42},
+		"started 42\nexit 256 end\n":   {started: true, pid: 42},
+		"started 42\nexit -1 end\n":    {started: true, pid: 42},
+		"started 42\nexit x end\n":     {started: true, pid: 42},
+		"started 42\nexit 1 end\nmore": {started: true, pid: 42},
+		"started 42\n\x00\x00\x00":     {started: true, pid: 42},
+		"":                             {started: true},
+		"started":                      {started: true},
+		"started 42":                   {started: true},
+		"started 0\n":                  {started: true},
+		"started -1\n":                 {started: true},
+		"exit 0 end\n":                 {started: true},
+		"\x00\x00\x00\x00":             {started: true},
 	}
 	for text, want := range tests {
-		got, ok := parseExit([]byte(text))
-		if !ok {
-			got = -1
-		}
-		if got != want {
-			t.Errorf("%q: %d, want %d", text, got, want)
+		if got := parseStatus(text); got != want {
+			t.Errorf("%q: %+v, want %+v", text, got, want)
 		}
 	}
 }

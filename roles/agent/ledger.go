@@ -77,10 +77,14 @@ func (l *ledger) attempt(k key) *attempt {
 // each calls f for every attempt.
 func (l *ledger) each(f func(key, *attempt)) {
 	for _, r := range l.requests {
-		for name, s := range r.Steps {
-			for n, a := range s.Attempts {
-				f(key{r.Name, name, n}, a)
-			}
+		r.each(f)
+	}
+}
+
+func (r *request) each(f func(key, *attempt)) {
+	for name, s := range r.Steps {
+		for n, a := range s.Attempts {
+			f(key{r.Name, name, n}, a)
 		}
 	}
 }
@@ -362,23 +366,24 @@ func (l *ledger) ack(c *wire.Ack, now int64) decision {
 	}
 	var d decision
 	rec := record{Kind: kindAck, Time: now, Request: k.request, Fence: f, Final: c.GetFinal() && !r.Final}
-	for name, s := range r.Steps {
-		for n, a := range s.Attempts {
-			this := key{r.Name, name, n}
-			if a.Phase == phaseIntended && (this == k || rec.Final) {
-				// Decided without it: then it must not start any more.
-				d.records = append(d.records, record{
-					Kind: kindEnd, Time: now, Request: r.Name, Step: name, Attempt: n, Fence: f,
-					Phase: phaseNever, Reason: "decided by its owner before it started",
-				})
-				d.report = true
-			} else if this != k || !a.Phase.ended() || a.Acked {
-				continue
-			}
-			if this == k {
-				rec.Step, rec.Attempt = k.step, k.attempt
-			}
+	// What is intended is decided without having run: it must not start any more.
+	forbid := func(k key, a *attempt) {
+		if a.Phase == phaseIntended {
+			d.report = true
+			d.records = append(d.records, record{
+				Kind: kindEnd, Time: now, Request: k.request, Step: k.step, Attempt: k.attempt, Fence: f,
+				Phase: phaseNever, Reason: "decided by its owner before it started",
+			})
 		}
+	}
+	if rec.Final {
+		r.each(forbid)
+	}
+	if a := l.attempt(k); a != nil && !a.Acked && (a.Phase.ended() || a.Phase == phaseIntended) {
+		if !rec.Final {
+			forbid(k, a)
+		}
+		rec.Step, rec.Attempt = k.step, k.attempt
 	}
 	if rec.Step != "" || rec.Final || r.Fence.less(f) {
 		d.records = append(d.records, rec)
@@ -449,11 +454,7 @@ func (a *attempt) describe(k key) *wire.Attempt {
 // describe returns all attempts of the request, in order.
 func (r *request) describe() []*wire.Attempt {
 	var all []*wire.Attempt
-	for name, s := range r.Steps {
-		for n, a := range s.Attempts {
-			all = append(all, a.describe(key{r.Name, name, n}))
-		}
-	}
+	r.each(func(k key, a *attempt) { all = append(all, a.describe(k)) })
 	slices.SortFunc(all, func(a, b *wire.Attempt) int {
 		return cmp.Or(cmp.Compare(a.GetStep(), b.GetStep()), cmp.Compare(a.GetAttempt(), b.GetAttempt()))
 	})

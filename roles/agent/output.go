@@ -57,6 +57,7 @@ func (a *Agent) readOutput(ctx context.Context, l *link, q *wire.ReadOutput) {
 		if end == nil {
 			return
 		}
+		l.endRead(q.GetId(), r) // who has seen the end may use the id again
 		select {
 		case l.chunks <- chunk(end):
 		case <-ctx.Done():

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -43,7 +44,7 @@ func (o *outputs) load(matter map[string]bool) error {
 	defer o.mu.Unlock()
 	for _, e := range entries {
 		d := attemptDir(filepath.Join(o.root, e.Name()))
-		info, err := os.Stat(d.file(fileStarted))
+		info, err := os.Stat(d.file(fileStatus))
 		switch {
 		case matter[e.Name()]:
 		case err != nil:
@@ -69,11 +70,16 @@ func outputSize(d attemptDir) int64 {
 // keep says that an attempt is acknowledged. Its working directory goes at once.
 func (o *outputs) keep(k key, now time.Time) {
 	d := attemptDir(filepath.Join(o.root, k.dir()))
-	if !d.started() {
-		o.remove(k.dir())
+	if _, err := os.Lstat(d.file(fileStatus)); err != nil {
+		o.remove(k.dir()) // it never ran
 		return
 	}
-	if err := os.RemoveAll(d.file(dirWork)); err != nil {
+	// Most are empty.
+	err := syscall.Rmdir(d.file(dirWork))
+	if err != nil {
+		err = os.RemoveAll(d.file(dirWork))
+	}
+	if err != nil {
 		o.log.Warn("cannot remove a working directory", "err", err)
 	}
 	o.mu.Lock()

@@ -76,7 +76,7 @@ func (a *Agent) recoverAttempt(ctx context.Context, k key) error {
 		a.mu.Unlock()
 	default:
 		rec := v.record(e)
-		if info, err := os.Stat(r.dir.file(fileExit)); err == nil && v == verdictExited {
+		if info, err := os.Stat(r.dir.file(fileStatus)); err == nil && v == verdictExited {
 			rec.Time = info.ModTime().UnixNano()
 		}
 		a.end(ctx, r, rec)
@@ -102,11 +102,12 @@ func gather(d attemptDir, at attempt, boot string, p process) (evidence, *os.Fil
 	case !errors.Is(err, fs.ErrNotExist):
 		return e, nil, err
 	}
-	e.code, e.exited = d.exit()
-	e.started = d.started()
+	if e.status, err = d.status(); err != nil {
+		return e, pipe, err
+	}
 	if !e.held && e.sameBoot {
 		if p.pid == 0 {
-			p.pid = d.wrapper()
+			p.pid = e.pid
 		}
 		members, err := p.session()
 		if err != nil {

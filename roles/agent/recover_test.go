@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -95,7 +96,7 @@ func TestRestartConcludes(t *testing.T) {
 		}
 		return m
 	}
-	const gone = "4194304\n" // no process has this pid
+	const gone = "started 4194304\n" // no process has this pid
 	tests := []struct {
 		name  string
 		found found
@@ -107,29 +108,30 @@ func TestRestartConcludes(t *testing.T) {
 		{"prepared", found{files: files()}, wire.State_INTENDED, nil},
 		{"wrapper alive, nothing started, not recorded", found{files: files(), held: true}, wire.State_RUNNING, nil},
 		{"launched, wrapper gone before it started", found{records: []record{launched}, files: files()}, wire.State_INTENDED, nil},
-		{"running, not recorded", found{files: files(fileStarted, gone), held: true}, wire.State_RUNNING, nil},
-		{"running", found{records: []record{launched}, files: files(fileStarted, gone), held: true}, wire.State_RUNNING, nil},
-		{"gone without an exit", found{records: []record{launched}, files: files(fileStarted, gone)}, wire.State_UNKNOWN, &wire.End{Reason: "no exit status"}},
-		{"gone without an exit, launch not recorded", found{files: files(fileStarted, gone)}, wire.State_UNKNOWN, &wire.End{}},
-		{"gone, exit torn", found{records: []record{launched}, files: files(fileStarted, gone, fileExit, "exit 0")}, wire.State_UNKNOWN, &wire.End{}},
-		{"exited", found{records: []record{launched}, files: files(fileStarted, gone, fileExit, "exit 3 end\n")}, wire.State_EXITED, &wire.End{Code: 3}},
-		{"exited, launch not recorded", found{files: files(fileStarted, gone, fileExit, "exit 3 end\n")}, wire.State_EXITED, &wire.End{Code: 3}},
-		{"exited, a child holds the pipe", found{records: []record{launched}, files: files(fileStarted, gone, fileExit, "exit 3 end\n"), held: true}, wire.State_EXITED, &wire.End{Code: 3}},
-		{"exited while being killed", found{records: []record{launched, stopping, killing}, files: files(fileStarted, gone, fileExit, "exit 0 end\n")}, wire.State_EXITED, &wire.End{Stopped: wire.Stop_KILLED}},
-		{"killed", found{records: []record{launched, stopping, killing}, files: files(fileStarted, gone)}, wire.State_EXITED, &wire.End{Code: 137, Signal: 9, Stopped: wire.Stop_KILLED}},
-		{"asked to stop and gone", found{records: []record{launched, stopping}, files: files(fileStarted, gone)}, wire.State_UNKNOWN, &wire.End{Stopped: wire.Stop_KILLED}},
+		{"running, not recorded", found{files: files(fileStatus, gone), held: true}, wire.State_RUNNING, nil},
+		{"running", found{records: []record{launched}, files: files(fileStatus, gone), held: true}, wire.State_RUNNING, nil},
+		{"gone without an exit", found{records: []record{launched}, files: files(fileStatus, gone)}, wire.State_UNKNOWN, &wire.End{Reason: "no exit status"}},
+		{"gone without an exit, launch not recorded", found{files: files(fileStatus, gone)}, wire.State_UNKNOWN, &wire.End{}},
+		{"gone, status torn", found{records: []record{launched}, files: files(fileStatus, "star")}, wire.State_UNKNOWN, &wire.End{}},
+		{"gone, exit torn", found{records: []record{launched}, files: files(fileStatus, gone+"exit 0")}, wire.State_UNKNOWN, &wire.End{}},
+		{"exited", found{records: []record{launched}, files: files(fileStatus, gone+"exit 3 end\n")}, wire.State_EXITED, &wire.End{Code: 3}},
+		{"exited, launch not recorded", found{files: files(fileStatus, gone+"exit 3 end\n")}, wire.State_EXITED, &wire.End{Code: 3}},
+		{"exited, a child holds the pipe", found{records: []record{launched}, files: files(fileStatus, gone+"exit 3 end\n"), held: true}, wire.State_EXITED, &wire.End{Code: 3}},
+		{"exited while being killed", found{records: []record{launched, stopping, killing}, files: files(fileStatus, gone+"exit 0 end\n")}, wire.State_EXITED, &wire.End{Stopped: wire.Stop_KILLED}},
+		{"killed", found{records: []record{launched, stopping, killing}, files: files(fileStatus, gone)}, wire.State_EXITED, &wire.End{Code: 137, Signal: 9, Stopped: wire.Stop_KILLED}},
+		{"asked to stop and gone", found{records: []record{launched, stopping}, files: files(fileStatus, gone)}, wire.State_UNKNOWN, &wire.End{Stopped: wire.Stop_KILLED}},
 		{"killed before it started", found{records: []record{launched, stopping, killing}, files: files()}, wire.State_NEVER_STARTED, &wire.End{Stopped: wire.Stop_KILLED}},
 		{"asked to stop before it started", found{records: []record{launched, stopping}, files: files()}, wire.State_NEVER_STARTED, &wire.End{Stopped: wire.Stop_KILLED}},
-		{"end recorded", found{records: []record{launched, ended}, files: files(fileStarted, gone, fileExit, "exit 3 end\n")}, wire.State_EXITED, &wire.End{Code: 4}},
-		{"end torn in the journal, exit on disk", found{records: []record{launched, ended}, files: files(fileStarted, gone, fileExit, "exit 3 end\n"), torn: 5}, wire.State_EXITED, &wire.End{Code: 3}},
-		{"end torn in the journal, exit lost", found{records: []record{launched, ended}, files: files(fileStarted, gone), torn: 5}, wire.State_UNKNOWN, &wire.End{}},
+		{"end recorded", found{records: []record{launched, ended}, files: files(fileStatus, gone+"exit 3 end\n")}, wire.State_EXITED, &wire.End{Code: 4}},
+		{"end torn in the journal, exit on disk", found{records: []record{launched, ended}, files: files(fileStatus, gone+"exit 3 end\n"), torn: 5}, wire.State_EXITED, &wire.End{Code: 3}},
+		{"end torn in the journal, exit lost", found{records: []record{launched, ended}, files: files(fileStatus, gone), torn: 5}, wire.State_UNKNOWN, &wire.End{}},
 
 		{"other boot: intent", found{otherBoot: true, files: files()}, wire.State_UNKNOWN, &wire.End{Reason: "booted"}},
 		{"other boot: no directory", found{otherBoot: true}, wire.State_UNKNOWN, &wire.End{Reason: "booted"}},
-		{"other boot: running", found{otherBoot: true, records: []record{launched}, files: files(fileStarted, gone)}, wire.State_UNKNOWN, &wire.End{}},
-		{"other boot: being killed", found{otherBoot: true, records: []record{launched, stopping, killing}, files: files(fileStarted, gone)}, wire.State_UNKNOWN, &wire.End{Stopped: wire.Stop_KILLED}},
-		{"other boot: exited", found{otherBoot: true, records: []record{launched}, files: files(fileStarted, gone, fileExit, "exit 3 end\n")}, wire.State_EXITED, &wire.End{Code: 3}},
-		{"other boot: exit torn", found{otherBoot: true, records: []record{launched}, files: files(fileStarted, gone, fileExit, "\x00\x00\x00\x00")}, wire.State_UNKNOWN, &wire.End{}},
+		{"other boot: running", found{otherBoot: true, records: []record{launched}, files: files(fileStatus, gone)}, wire.State_UNKNOWN, &wire.End{}},
+		{"other boot: being killed", found{otherBoot: true, records: []record{launched, stopping, killing}, files: files(fileStatus, gone)}, wire.State_UNKNOWN, &wire.End{Stopped: wire.Stop_KILLED}},
+		{"other boot: exited", found{otherBoot: true, records: []record{launched}, files: files(fileStatus, gone+"exit 3 end\n")}, wire.State_EXITED, &wire.End{Code: 3}},
+		{"other boot: exit torn", found{otherBoot: true, records: []record{launched}, files: files(fileStatus, gone+"\x00\x00\x00\x00")}, wire.State_UNKNOWN, &wire.End{}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -255,7 +257,7 @@ func TestUnwritableJournalStopsTheAgent(t *testing.T) {
 			}
 			defer full.Close()
 			s.l.sync()
-			if err := unix.Dup3(int(full.Fd()), int(s.a.journal.file.Fd()), unix.O_CLOEXEC); err != nil {
+			if err := unix.Dup3(int(full.Fd()), descriptorOf(t, filepath.Join(s.dir, fileJournal)), unix.O_CLOEXEC); err != nil {
 				t.Fatal(err)
 			}
 			do(s, gate)
@@ -277,6 +279,26 @@ func TestUnwritableJournalStopsTheAgent(t *testing.T) {
 			}
 		})
 	}
+}
+
+// descriptorOf returns the descriptor by which this process has the file open.
+func descriptorOf(t *testing.T, path string) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if target, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && target == path {
+			fd, err := strconv.Atoi(e.Name())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return fd
+		}
+	}
+	t.Fatalf("%s is not open", path)
+	return -1
 }
 
 func TestOldOutputsAreRemoved(t *testing.T) {

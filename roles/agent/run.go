@@ -257,7 +257,7 @@ func (r *run) launchedAt(state attempt) time.Time {
 	if now, err := bootTime(); err == nil && state.BootTime > 0 && now > state.BootTime {
 		return time.Now().Add(-time.Duration(now - state.BootTime))
 	}
-	if info, err := os.Stat(r.dir.file(fileStarted)); err == nil {
+	if info, err := os.Stat(r.dir.file(fileStatus)); err == nil {
 		if age := time.Since(info.ModTime()); age > 0 {
 			return time.Now().Add(-age)
 		}
@@ -268,10 +268,14 @@ func (r *run) launchedAt(state attempt) time.Time {
 // finished ends the attempt if it has ended. gone says that nobody holds its pipe.
 func (a *Agent) finished(ctx context.Context, r *run, p process, gone bool) bool {
 	e := evidence{sameBoot: true, held: !gone}
-	e.code, e.exited = r.dir.exit()
+	var err error
+	if e.status, err = r.dir.status(); err != nil {
+		a.fail(err)
+		return true
+	}
 	if !e.exited && gone {
 		if p.pid == 0 {
-			p.pid = r.dir.wrapper()
+			p.pid = e.pid
 		}
 		members, err := p.session()
 		if err != nil {
@@ -279,7 +283,6 @@ func (a *Agent) finished(ctx context.Context, r *run, p process, gone bool) bool
 			return true
 		}
 		e.session = len(members) > 0
-		e.started = r.dir.started()
 		a.mu.Lock()
 		at := a.ledger.attempt(r.key)
 		e.killing, e.stopping = at.Killing, at.Stop != ""
@@ -381,7 +384,8 @@ func (s *stopper) sendTerm() {
 // could record it.
 func (s *stopper) find() {
 	if s.process.pid == 0 {
-		s.process.pid = s.run.dir.wrapper()
+		st, _ := s.run.dir.status() // finished tells of errors
+		s.process.pid = st.pid
 	}
 }
 

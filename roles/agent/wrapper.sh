@@ -9,7 +9,7 @@
 # alive. No variable is set before the command has ended: it might be one that the
 # command inherits.
 
-# Files are made once: a second wrapper in the same directory runs nothing.
+# The file "status" is made once: a second wrapper in the same directory runs nothing.
 set -C
 
 # Outlive the signals that are meant for the command. A handler, unlike an ignored
@@ -22,11 +22,12 @@ run() {
 }
 
 # From here on the command counts as having run.
-printf '%d\n' "$$" >"$1/started" || exit 125
+printf 'started %d\n' "$$" >"$1/status" || exit 125
 run "$@"
 code=$?
 
-# The last word proves that the line is whole.
-printf 'exit %d end\n' "$code" >"$1/exit"
+# The last word proves that the line is whole. There is room for it even when the disk
+# has become full meanwhile, because the block is there already.
+printf 'exit %d end\n' "$code" >>"$1/status"
 # A child of the command may go on holding the pipe: say that there is news.
 printf . >&9

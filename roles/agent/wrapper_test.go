@@ -74,11 +74,20 @@ func (w *wrapped) news() bool {
 func (w *wrapped) code() int32 {
 	w.t.Helper()
 	w.news()
-	code, ok := w.exit()
-	if !ok {
+	st := w.said()
+	if !st.exited {
 		return -1
 	}
-	return code
+	return st.code
+}
+
+// said returns what the wrapper has written down.
+func (d attemptDir) said() status {
+	st, err := d.status()
+	if err != nil {
+		return status{}
+	}
+	return st
 }
 
 func (w *wrapped) output() string {
@@ -130,11 +139,11 @@ func TestScriptStopsAtTheFirstFailure(t *testing.T) {
 	}
 }
 
-// If `started` came later, a wrapper that is killed in between would look as if it had
+// If that came later, a wrapper that is killed in between would look as if it had
 // never run the command.
 func TestStartedIsWrittenBeforeTheCommandRuns(t *testing.T) {
-	w := launch(t, "cat ../started; test $(cat ../started) -eq $PPID")
-	if code := w.code(); code != 0 || w.output() != fmt.Sprintf("%d\n", w.pid) {
+	w := launch(t, "cat ../status; test \"$(cat ../status)\" = \"started $PPID\"")
+	if code := w.code(); code != 0 || w.output() != fmt.Sprintf("started %d\n", w.pid) {
 		t.Errorf("exit %d, output %q", code, w.output())
 	}
 }
@@ -183,8 +192,8 @@ func TestKILLOfTheSessionLeavesNothing(t *testing.T) {
 	if w.news() {
 		t.Error("there is news from a killed attempt")
 	}
-	if code, ok := w.exit(); ok {
-		t.Errorf("a killed wrapper wrote exit %d", code)
+	if st := w.said(); st.exited {
+		t.Errorf("a killed wrapper wrote exit %d", st.code)
 	}
 	eventually(t, "an empty session", func() bool {
 		members, err := w.session()
@@ -320,7 +329,7 @@ func TestLaunchThatFailsRunsNothing(t *testing.T) {
 		if _, _, err := l.launch(dir, dir.command("true"), tt.work, tt.env); err == nil {
 			t.Errorf("%s: launched", name)
 		}
-		if dir.started() {
+		if dir.said().started {
 			t.Errorf("%s: started", name)
 		}
 	}
