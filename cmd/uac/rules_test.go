@@ -50,6 +50,7 @@ var imports = map[string][]string{
 	"coord/coordtest":              {"coord"},
 	"roles/controller/api/apitest": {"roles", "roles/controller/api"},
 	"roles/wire/wiretest":          {},
+	"roles/faulttest":              {"codestation/durable"},
 }
 
 // fences keep a technology in one place. The paths are prefixes.
@@ -282,6 +283,28 @@ func TestNoStrangeReferences(t *testing.T) {
 			if lines := bytes.Count(data, []byte("\n")); lines > maxLines {
 				t.Logf("WARNING: %s has %d lines; more than %d is hard to read", name, lines, maxLines)
 			}
+		}
+	}
+}
+
+// Tests wait for what they wait for. They sleep only where sleeping is free and
+// exact: in a synctest bubble. The fault harness times real processes.
+func TestNoSleepingTests(t *testing.T) {
+	for _, name := range trackedFiles(t) {
+		if !strings.HasSuffix(name, "_test.go") || strings.HasPrefix(name, "roles/faulttest/") {
+			continue
+		}
+		data, err := os.ReadFile(filepath.Join(root(t), name))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // deleted, but not yet in the index
+		}
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		sleeps := bytes.Contains(data, []byte("time."+"Sleep("))
+		if sleeps && !bytes.Contains(data, []byte(`"testing/`+`synctest"`)) {
+			t.Errorf("%s sleeps: wait for a signal, or use testing/synctest", name)
 		}
 	}
 }

@@ -1,0 +1,410 @@
+package faulttest
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// patience bounds every wait for something that must happen. It is long because
+// the machine may be busy; it says nothing about how fast the product is.
+const patience = 40 * time.Second
+
+// node is one node of a cluster.
+type node struct {
+	Name    string `json:"name"`
+	Role    string `json:"role"`
+	PID     int    `json:"pid"`
+	API     string `json:"api"`
+	DataDir string `json:"data_dir"`
+	Log     string `json:"log"`
+}
+
+// runner runs the processes of a cluster.
+type runner interface {
+	// nodes returns all nodes with their present processes.
+	nodes() []node
+	// start starts a node that does not run.
+	start(name string) error
+	// reaped reports whether the process is gone for good.
+	reaped(name string, pid int) bool
+	// ends tells how processes ended that nobody had told to.
+	ends() string
+}
+
+// Cluster is a cluster of real processes and all that is recorded of it.
+type Cluster struct {
+	t      testing.TB
+	dir    string
+	run    runner
+	ledger *Ledger
+	*recorder
+
+	clients map[string]*client // of controllers and watches
+	frozen  map[string]int     // process by node
+}
+
+// attach makes a cluster of processes that run already.
+func attach(t testing.TB, dir string, run runner, token, cacert string, dial dialer) *Cluster {
+	t.Helper()
+	c := &Cluster{
+		t: t, dir: dir, run: run, ledger: newLedger(t, dir),
+		clients: map[string]*client{}, frozen: map[string]int{},
+	}
+	for _, n := range run.nodes() {
+		if n.API != "" {
+			c.clients[n.Name] = newClient(t, n.API, token, cacert, dial)
+		}
+	}
+	t.Cleanup(func() {
+		for name := range c.frozen {
+			c.thaw(name)
+		}
+		if t.Failed() {
+			c.report()
+		}
+	})
+	c.recorder = newRecorder(c)
+	return c
+}
+
+// report logs what helps to understand a failure.
+func (c *Cluster) report() {
+	c.t.Logf("the cluster is kept in %s; processes that ended by themselves:\n%s", c.dir, c.run.ends())
+	for _, n := range c.run.nodes() {
+		text, err := os.ReadFile(n.Log)
+		if err != nil {
+			continue
+		}
+		var lines []string
+		for line := range strings.SplitSeq(strings.TrimSpace(string(text)), "\n") {
+			if !strings.Contains(line, `"component":"etcd"`) {
+				lines = append(lines, line)
+			}
+		}
+		c.t.Logf("%s:\n%s", n.Log, strings.Join(lines[max(0, len(lines)-25):], "\n"))
+	}
+}
+
+func (c *Cluster) node(name string) node {
+	c.t.Helper()
+	for _, n := range c.run.nodes() {
+		if n.Name == name {
+			return n
+		}
+	}
+	c.t.Fatalf("there is no node %s", name)
+	return node{}
+}
+
+// names lists the nodes of a role.
+func (c *Cluster) names(role string) []string {
+	var out []string
+	for _, n := range c.run.nodes() {
+		if n.Role == role {
+			out = append(out, n.Name)
+		}
+	}
+	return out
+}
+
+func (c *Cluster) controllers() []string { return c.names("controller") }
+
+// other returns the controller that is not this one.
+func (c *Cluster) other(name string) string {
+	for _, n := range c.controllers() {
+		if n != name {
+			return n
+		}
+	}
+	return ""
+}
+
+// await waits until f returns "", else it fails with what f said last.
+func (c *Cluster) await(what string, f func() string) {
+	c.t.Helper()
+	c.awaitFor(patience, what, f)
+}
+
+func (c *Cluster) awaitFor(d time.Duration, what string, f func() string) {
+	c.t.Helper()
+	why := ""
+	for deadline := time.Now().Add(d); ; time.Sleep(5 * time.Millisecond) {
+		if why = f(); why == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatalf("%s: not within %v: %s", what, d, why)
+		}
+	}
+}
+
+// kill ends a node as a power cut would and returns when its process is gone.
+func (c *Cluster) kill(name string) time.Time {
+	c.t.Helper()
+	n := c.node(name)
+	if n.PID == 0 {
+		c.t.Fatalf("%s does not run", name)
+	}
+	at := time.Now()
+	if err := syscall.Kill(n.PID, syscall.SIGKILL); err != nil {
+		c.t.Fatalf("kill %s: %v", name, err)
+	}
+	delete(c.frozen, name)
+	c.await(name+" is gone", func() string {
+		if !c.run.reaped(name, n.PID) {
+			return "its process is there"
+		}
+		return ""
+	})
+	return at
+}
+
+// awaitEnd waits for a node to end by itself.
+func (c *Cluster) awaitEnd(name string, pid int) {
+	c.t.Helper()
+	c.await(name+" ends", func() string {
+		if !c.run.reaped(name, pid) {
+			return "it runs"
+		}
+		return ""
+	})
+}
+
+func (c *Cluster) start(name string) {
+	c.t.Helper()
+	if err := c.run.start(name); err != nil {
+		c.t.Fatalf("start %s: %v", name, err)
+	}
+}
+
+// freeze stops a node's process as a hypervisor does: without its knowing.
+func (c *Cluster) freeze(name string) time.Time {
+	c.t.Helper()
+	pid := c.node(name).PID
+	at := time.Now()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		c.t.Fatalf("freeze %s: %v", name, err)
+	}
+	c.frozen[name] = pid
+	c.await(name+" stands still", func() string {
+		stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+		if err != nil {
+			return err.Error()
+		}
+		if _, rest, ok := strings.Cut(string(stat), ") "); !ok || !strings.HasPrefix(rest, "T") {
+			return "it runs"
+		}
+		return ""
+	})
+	return at
+}
+
+// thaw lets a frozen node run on.
+func (c *Cluster) thaw(name string) {
+	pid, ok := c.frozen[name]
+	delete(c.frozen, name)
+	if err := syscall.Kill(pid, syscall.SIGCONT); ok && err != nil {
+		c.t.Errorf("thaw %s: %v", name, err)
+	}
+}
+
+// probe returns what a node answers to load balancers, "" if nothing.
+func (c *Cluster) probe(name string) string {
+	a, err := c.clients[name].call(c.t.Context(), http.MethodGet, "/uc/is_active_node.do", "", nil)
+	if err != nil {
+		return ""
+	}
+	want := map[string]int{"ACTIVE": http.StatusOK, "PASSIVE": http.StatusForbidden, "OFFLINE": http.StatusForbidden}
+	if code, known := want[a.Body]; !known || a.Status != code {
+		c.t.Errorf("%s answers %d %q to the probe", name, a.Status, a.Body)
+	}
+	return a.Body
+}
+
+// active waits until exactly one controller that runs says that it is Active.
+func (c *Cluster) active() string {
+	c.t.Helper()
+	active := ""
+	c.await("a controller is Active", func() string {
+		var all []string
+		for _, name := range c.running("controller") {
+			if c.probe(name) == "ACTIVE" {
+				all = append(all, name)
+			}
+		}
+		if len(all) != 1 {
+			return fmt.Sprintf("Active are %v", all)
+		}
+		active = all[0]
+		return ""
+	})
+	return active
+}
+
+// running lists the nodes of a role that have a process which is not frozen.
+func (c *Cluster) running(role string) []string {
+	var out []string
+	for _, n := range c.run.nodes() {
+		if _, frozen := c.frozen[n.Name]; n.Role == role && n.PID != 0 && !frozen {
+			out = append(out, n.Name)
+		}
+	}
+	return out
+}
+
+// healthy waits until everything that runs serves: members are ready, one
+// controller is Active, and agents have all the links that they can have.
+func (c *Cluster) healthy() string {
+	c.t.Helper()
+	c.await("the cluster is healthy", c.unhealthy)
+	return c.active()
+}
+
+func (c *Cluster) unhealthy() string {
+	controllers := c.running("controller")
+	for _, name := range append(c.running("watch"), controllers...) {
+		a, err := c.clients[name].call(c.t.Context(), http.MethodGet, "/readyz", "", nil)
+		if err != nil {
+			return fmt.Sprintf("%s: %v", name, err)
+		}
+		if a.Status != http.StatusOK {
+			return fmt.Sprintf("%s: %v", name, a)
+		}
+	}
+	for _, name := range controllers {
+		var agents []AgentInfo
+		if err := c.clients[name].get(c.t.Context(), "/v1/agents", &agents); err != nil {
+			return err.Error()
+		}
+		for _, a := range c.running("agent") {
+			i := slices.IndexFunc(agents, func(info AgentInfo) bool { return info.Name == a })
+			if want := min(2, len(controllers)); i < 0 || len(agents[i].Links) < want {
+				return fmt.Sprintf("%s sees agent %s without %d links: %+v", name, a, want, agents)
+			}
+		}
+	}
+	return ""
+}
+
+// nodeInfo is what the controller at says of a node.
+func (c *Cluster) nodeInfo(at, name string) (NodeInfo, error) {
+	var all []NodeInfo
+	if err := c.clients[at].get(c.t.Context(), "/v1/nodes", &all); err != nil {
+		return NodeInfo{}, err
+	}
+	for _, n := range all {
+		if n.Name == name {
+			return n, nil
+		}
+	}
+	return NodeInfo{}, fmt.Errorf("%s does not know %s", at, name)
+}
+
+// order gives an order to the API of node at and wants it to be obeyed. While
+// the cluster changes hands an order may be answered with 503: then again.
+func (c *Cluster) order(at, path string, body any) answer {
+	c.t.Helper()
+	var a answer
+	c.await("POST "+path, func() string {
+		ctx, cancel := context.WithTimeout(c.t.Context(), 15*time.Second)
+		defer cancel()
+		var err error
+		if a, err = c.clients[at].callSlow(ctx, http.MethodPost, path, "", body); err != nil {
+			return err.Error()
+		}
+		if a.Status == http.StatusServiceUnavailable {
+			return a.String()
+		}
+		return ""
+	})
+	if a.Status >= 300 {
+		c.t.Fatalf("POST %s at %s: %v", path, at, a)
+	}
+	return a
+}
+
+// metric reads one value of a controller's metrics.
+func (c *Cluster) metric(name, metric string) (float64, error) {
+	a, err := c.clients[name].call(c.t.Context(), http.MethodGet, "/metrics", "", nil)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.SplitSeq(a.Body, "\n") {
+		if rest, ok := strings.CutPrefix(line, metric+" "); ok {
+			return strconv.ParseFloat(rest, 64)
+		}
+	}
+	return 0, fmt.Errorf("%s has no metric %s: %v", name, metric, a)
+}
+
+// raftLeader names the member that leads raft: a controller, or else the watch.
+func (c *Cluster) raftLeader() string {
+	c.t.Helper()
+	leader := ""
+	c.await("raft has a leader", func() string {
+		leader = c.running("watch")[0]
+		for _, name := range c.running("controller") {
+			v, err := c.metric(name, "uac_raft_leader")
+			if err != nil {
+				return err.Error()
+			}
+			if v == 1 {
+				leader = name
+			}
+		}
+		return ""
+	})
+	return leader
+}
+
+// place moves roles until raft is led by a node for which want holds, and
+// returns the Active and the leader. It needs a healthy cluster and leaves one.
+func (c *Cluster) place(what string, want func(active, leader string) bool) (active, leader string) {
+	c.t.Helper()
+	for range 12 {
+		active = c.healthy()
+		if leader = c.raftLeader(); want(active, leader) {
+			return active, leader
+		}
+		switch {
+		case leader != active && c.node(leader).Role == "controller" && want(leader, leader),
+			leader == active && want(c.other(active), leader):
+			c.order(active, "/v1/nodes/switchover", nil)
+		default: // raft elects another
+			c.kill(leader)
+			c.await("raft has another leader", func() string {
+				if active := c.active(); active == leader {
+					return leader + " is Active"
+				}
+				return ""
+			})
+			c.start(leader)
+		}
+	}
+	c.t.Fatalf("raft leadership %s: not reached", what)
+	return "", ""
+}
+
+// onActive and offActive are what to want of place.
+func onActive(active, leader string) bool  { return active == leader }
+func offActive(active, leader string) bool { return active != leader }
+
+// decode reads a JSON answer.
+func decode[T any](t testing.TB, a answer) T {
+	t.Helper()
+	var v T
+	if err := json.Unmarshal([]byte(a.Body), &v); err != nil {
+		t.Fatalf("answer %v: %v", a, err)
+	}
+	return v
+}

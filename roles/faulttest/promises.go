@@ -1,0 +1,326 @@
+package faulttest
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// History is all that was recorded of one run.
+type History struct {
+	// Accepted are the requests that were acknowledged to a client.
+	Accepted []string
+	// Processes are the definitions by name.
+	Processes map[string]Process
+	// Views are what controllers showed, in the order of each controller.
+	Views []View
+	// Acting are the moments in which a node said that it was Active.
+	Acting []Acting
+	Ledger []Entry
+	// Final is every request of the cluster after it had been healthy for a while.
+	Final map[string]Request
+}
+
+// View is one request as one controller showed it.
+type View struct {
+	// Source is the process that answered: what one of them shows never goes
+	// back, while two of them may show the same change one after the other.
+	Source  string
+	Request Request
+}
+
+// Acting is an answer of a node that it is Active: at some moment between the
+// two times of one clock.
+type Acting struct {
+	Node         string
+	Term         int64
+	Began, Ended time.Duration
+}
+
+// Promise is one thing that the product promises, as a check of a history.
+type Promise struct {
+	Text  string
+	Check func(History) []string // what broke it
+}
+
+// Promises are those of docs/GUARANTEES.md that a history of requests can show.
+// Triggers, artifacts and notifications have tests of their own.
+func Promises() []Promise {
+	return []Promise{
+		{"accepted is kept: an acknowledged request reaches a final status or rests in doubt once the cluster is healthy", acceptedIsKept},
+		{"one owner: at no time do two controllers own a request, or act as Active, and epochs only grow", oneOwner},
+		{"no overlap, no second start: attempts of one step never run at the same time, and each starts at most once", noOverlap},
+		{"a new attempt follows only a known end of the one before, unless the step is repeatable", knownEnds},
+		{"steps keep their order: none starts before what it needs has ended", keepsOrder},
+		{"truthful ending: a reported exit is what the process did", truthfulEnding},
+		{"a final status never changes", finalIsFinal},
+		{"fenced: no write of an old term or session is applied after a newer one's first", neverGoesBack},
+	}
+}
+
+// Validate returns every broken promise.
+func (h History) Validate() error {
+	var errs []error
+	for _, p := range Promises() {
+		for _, what := range p.Check(h) {
+			errs = append(errs, fmt.Errorf("BROKEN PROMISE: %s: %s", p.Text, what))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func acceptedIsKept(h History) (broken []string) {
+	for _, id := range h.Accepted {
+		switch r, ok := h.Final[id]; {
+		case !ok:
+			broken = append(broken, id+" is gone")
+		case !r.rests():
+			broken = append(broken, fmt.Sprintf("%s is still %s: %s", id, r.Status, r.where()))
+		}
+	}
+	return broken
+}
+
+func oneOwner(h History) (broken []string) {
+	// A fence belongs to one owner for ever. A reader that sees the owner's
+	// session gone names none.
+	owners := map[string]string{}
+	for _, v := range h.Views {
+		if v.Request.Fence == "" || v.Request.Owner == "" {
+			continue
+		}
+		key := v.Request.ID + " with fence " + v.Request.Fence
+		if other, known := owners[key]; known && other != v.Request.Owner {
+			broken = append(broken, fmt.Sprintf("%s has the owners %s and %s", key, other, v.Request.Owner))
+		}
+		owners[key] = v.Request.Owner
+	}
+	// Fences grow in every controller's eyes.
+	last := map[[2]string]Request{}
+	for _, v := range h.Views {
+		key := [2]string{v.Source, v.Request.ID}
+		if old, seen := last[key]; seen && compareFences(old.Fence, v.Request.Fence) > 0 {
+			broken = append(broken, fmt.Sprintf("%s showed %s with fence %s and then %s", v.Source, v.Request.ID, old.Fence, v.Request.Fence))
+		}
+		last[key] = v.Request
+	}
+	// A term belongs to one node, and who has heard of a newer one acts no more.
+	nodes := map[int64]string{}
+	for _, a := range h.Acting {
+		if other, known := nodes[a.Term]; known && other != a.Node {
+			broken = append(broken, fmt.Sprintf("term %d was held by %s and %s", a.Term, other, a.Node))
+		}
+		nodes[a.Term] = a.Node
+	}
+	acting := slices.SortedFunc(slices.Values(h.Acting), func(a, b Acting) int { return cmp.Compare(a.Ended, b.Ended) })
+	for i, first := range acting {
+		for _, then := range acting[i+1:] {
+			if then.Began > first.Ended && then.Term < first.Term {
+				broken = append(broken, fmt.Sprintf("%s acted in term %d at %v, after %s in term %d at %v",
+					then.Node, then.Term, then.Began, first.Node, first.Term, first.Ended))
+				break
+			}
+		}
+	}
+	return broken
+}
+
+// compareFences orders fences as agents do: by generation, then by revision.
+// None is below all others.
+func compareFences(a, b string) int {
+	parse := func(s string) (g, r uint64) {
+		_, _ = fmt.Sscanf(s, "%d.%d", &g, &r) // none stays 0.0
+		return g, r
+	}
+	ag, ar := parse(a)
+	bg, br := parse(b)
+	return cmp.Or(cmp.Compare(ag, bg), cmp.Compare(ar, br))
+}
+
+func noOverlap(h History) (broken []string) {
+	starts := map[string]int{}
+	running := map[string]Entry{} // by request and step
+	for _, e := range h.Ledger {
+		step := e.Request + "/" + e.Step
+		switch e.Kind {
+		case entryOverlap:
+			broken = append(broken, e.attempt()+" started while another attempt was alive")
+		case entryStart:
+			if starts[e.attempt()]++; starts[e.attempt()] == 2 {
+				broken = append(broken, e.attempt()+" started twice")
+			}
+			running[step] = e
+		case entryEnd:
+			if r, ok := running[step]; !ok || r.PID != e.PID {
+				broken = append(broken, fmt.Sprintf("%s ended as process %d, but %v runs", e.attempt(), e.PID, r))
+			}
+			delete(running, step)
+		}
+	}
+	return broken
+}
+
+func knownEnds(h History) (broken []string) {
+	ended := map[string]bool{}
+	for _, e := range h.Ledger {
+		if e.Kind == entryEnd {
+			ended[e.attempt()] = true
+		}
+		if e.Kind != entryStart || e.Attempt == 1 {
+			continue
+		}
+		before := e
+		before.Attempt--
+		if !ended[before.attempt()] && !h.step(e).Repeatable {
+			broken = append(broken, fmt.Sprintf("%s started though nobody could know how attempt %d had ended", e.attempt(), before.Attempt))
+		}
+	}
+	return broken
+}
+
+// step returns the definition of the step that an entry is about.
+func (h History) step(e Entry) StepDef {
+	for _, s := range h.Processes[h.Final[e.Request].Process].Steps {
+		if s.Name == e.Step {
+			return s
+		}
+	}
+	return StepDef{}
+}
+
+func keepsOrder(h History) (broken []string) {
+	ended := map[string]bool{} // by request and step, whatever the attempt
+	for _, e := range h.Ledger {
+		switch e.Kind {
+		case entryEnd:
+			ended[e.Request+"/"+e.Step] = true
+		case entryStart:
+			for _, need := range h.step(e).Needs {
+				if !ended[e.Request+"/"+need] {
+					broken = append(broken, fmt.Sprintf("%s started before %s had ended", e.attempt(), need))
+				}
+			}
+		}
+	}
+	return broken
+}
+
+func truthfulEnding(h History) (broken []string) {
+	started, codes := map[string]bool{}, map[string]int{}
+	for _, e := range h.Ledger {
+		switch e.Kind {
+		case entryStart:
+			started[e.attempt()] = true
+		case entryEnd:
+			codes[e.attempt()] = e.Code
+		}
+		if _, known := h.Final[e.Request]; !known {
+			broken = append(broken, fmt.Sprintf("%s ran, but the cluster knows of no such request", e.attempt()))
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(h.Final)) {
+		for _, st := range h.Final[id].Steps {
+			a := Entry{Request: id, Step: st.Name, Attempt: st.Attempt}.attempt()
+			code, ended := codes[a]
+			switch st.Status {
+			case "succeeded", "failed":
+				switch {
+				case st.ExitCode != nil && !ended:
+					broken = append(broken, fmt.Sprintf("%s is said to have exited with %d, but did not end", a, *st.ExitCode))
+				case st.ExitCode != nil && code != *st.ExitCode:
+					broken = append(broken, fmt.Sprintf("%s is said to have exited with %d, but did with %d", a, *st.ExitCode, code))
+				case st.ExitCode == nil && st.Status == "succeeded":
+					broken = append(broken, a+" is said to have succeeded without an exit code")
+				case st.Status == "succeeded" && code != 0:
+					broken = append(broken, fmt.Sprintf("%s is said to have succeeded, but exited with %d", a, code))
+				}
+			case "skipped", "waiting", "ready", "held":
+				if started[a] && st.Attempt > 0 {
+					broken = append(broken, fmt.Sprintf("%s is said to be %s, but started", a, st.Status))
+				}
+			}
+			next := Entry{Request: id, Step: st.Name, Attempt: st.Attempt + 1}.attempt()
+			if started[next] {
+				broken = append(broken, fmt.Sprintf("%s started, but the cluster knows only of attempt %d", next, st.Attempt))
+			}
+		}
+	}
+	return broken
+}
+
+// finalIsFinal compares whatever was once shown as final with the end.
+func finalIsFinal(h History) (broken []string) {
+	for _, v := range h.Views {
+		end, known := h.Final[v.Request.ID]
+		if !v.Request.final() {
+			continue
+		}
+		if !known {
+			broken = append(broken, fmt.Sprintf("%s was %s and is gone", v.Request.ID, v.Request.Status))
+		} else if was, is := v.Request.where(), end.where(); was != is || end.Status != v.Request.Status {
+			broken = append(broken, fmt.Sprintf("%s was %s (%s) at %s and became %s (%s)", v.Request.ID, v.Request.Status, was, v.Source, end.Status, is))
+		}
+	}
+	return broken
+}
+
+// neverGoesBack looks for changes that undo what the same reader saw before: a
+// state that came back is a write that came late.
+func neverGoesBack(h History) (broken []string) {
+	last := map[[2]string]Request{}
+	for _, v := range h.Views {
+		key := [2]string{v.Source, v.Request.ID}
+		old, seen := last[key]
+		last[key] = v.Request
+		if !seen {
+			continue
+		}
+		if old.final() && !v.Request.final() {
+			broken = append(broken, fmt.Sprintf("%s showed %s as %s and then as %s", v.Source, v.Request.ID, old.Status, v.Request.Status))
+		}
+		for i, st := range v.Request.Steps {
+			if i >= len(old.Steps) {
+				break
+			}
+			was := old.Steps[i]
+			if st.Attempt < was.Attempt || st.Attempt == was.Attempt && progress(st.Status) < progress(was.Status) {
+				broken = append(broken, fmt.Sprintf("%s showed step %s of %s as %s of attempt %d and then as %s of attempt %d",
+					v.Source, st.Name, v.Request.ID, was.Status, was.Attempt, st.Status, st.Attempt))
+			}
+		}
+	}
+	return broken
+}
+
+// progress orders what may follow each other within one attempt. A failed end
+// with retries left is ready again with the same number, and in doubt may turn
+// out either way.
+func progress(status string) int {
+	switch status {
+	case "waiting":
+		return 0
+	case "held":
+		return 0
+	case "dispatched", "running", "ready", "in_doubt":
+		return 1
+	default: // final
+		return 2
+	}
+}
+
+// where is the state of all steps in words.
+func (r Request) where() string {
+	var parts []string
+	for _, st := range r.Steps {
+		code := ""
+		if st.ExitCode != nil {
+			code = fmt.Sprintf(" exit %d", *st.ExitCode)
+		}
+		parts = append(parts, fmt.Sprintf("%s %s #%d%s", st.Name, st.Status, st.Attempt, code))
+	}
+	return strings.Join(parts, ", ")
+}
