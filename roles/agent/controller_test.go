@@ -60,8 +60,12 @@ func (w *testWorld) controller(name string) *testController {
 	wire.RegisterLinkServer(server, c)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	wg.Go(func() { l.Run(ctx) })
-	wg.Go(func() { server.Serve(l.Class(wire.ClassLink)) })
+	wg.Go(func() {
+		if err := l.Run(ctx); err != nil {
+			w.t.Error(err)
+		}
+	})
+	wg.Go(func() { _ = server.Serve(l.Class(wire.ClassLink)) })
 	c.stop = sync.OnceFunc(func() { cancel(); server.Stop(); wg.Wait() })
 	w.t.Cleanup(c.stop)
 	return c

@@ -58,7 +58,7 @@ func childMain() int {
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Point: func(p Point) {
 			if p == c.Point && visits.Add(1) == c.Visit {
-				syscall.Kill(os.Getpid(), syscall.SIGKILL)
+				_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 				select {}
 			}
 		},
@@ -109,13 +109,13 @@ func (w *testWorld) child(c *testController, p Point, visit int32) *childAgent {
 		w.t.Fatal(err)
 	}
 	ca := &childAgent{t: w.t, cmd: cmd, done: make(chan struct{})}
-	go func() { cmd.Wait(); close(ca.done) }()
+	go func() { _ = cmd.Wait(); close(ca.done) }()
 	w.t.Cleanup(ca.kill)
 	return ca
 }
 
 func (c *childAgent) kill() {
-	c.cmd.Process.Kill()
+	_ = c.cmd.Process.Kill()
 	<-c.done
 }
 

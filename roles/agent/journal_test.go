@@ -121,7 +121,11 @@ func TestThoseWhoComeTogetherShareAnFsync(t *testing.T) {
 func TestWaitingMakesAnyRecordDurable(t *testing.T) {
 	j, _ := openTestJournal(t, filepath.Join(t.TempDir(), "journal"), 1<<20, noMetrics{})
 	stop := running(t, j)
-	defer stop()
+	defer func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	}()
 	seq := j.append(record{Kind: kindLaunched, Request: "R", Step: "s", Attempt: 1})
 	if err := j.wait(t.Context(), seq); err != nil {
 		t.Fatal(err)

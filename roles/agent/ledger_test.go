@@ -61,7 +61,6 @@ func (p *play) ackIt(k key, revision int64, final bool) decision {
 var (
 	k1 = key{"R", "s", 1}
 	k2 = key{"R", "s", 2}
-	k3 = key{"R", "s", 3}
 )
 
 func TestDecisions(t *testing.T) {

@@ -79,7 +79,7 @@ func (f found) lay(t *testing.T, w *testWorld) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+		t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	}
 }
 
@@ -232,7 +232,7 @@ func TestUnwritableJournalStopsTheAgent(t *testing.T) {
 		"adopt": func(s *stage, _ string) {
 			s.l.send(&wire.ControllerMessage{Body: &wire.ControllerMessage_Adopt{Adopt: &wire.Adopt{Request: "Q", Fence: rev(5)}}})
 		},
-		"exit": func(s *stage, gate string) {
+		"exit": func(_ *stage, gate string) {
 			if err := os.WriteFile(gate, nil, 0o600); err != nil {
 				t.Fatal(err)
 			}

@@ -3,6 +3,7 @@ package agent
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -47,8 +48,8 @@ func launchPrepared(t testing.TB, l *launcher, dir attemptDir, script string, en
 	}
 	w := &wrapped{t, dir, p, pipe}
 	t.Cleanup(func() {
-		p.signal(syscall.SIGKILL)
-		syscall.Wait4(p.pid, nil, 0, nil)
+		_ = p.signal(syscall.SIGKILL)
+		_, _ = syscall.Wait4(p.pid, nil, 0, nil)
 		pipe.Close()
 	})
 	return w
@@ -62,7 +63,9 @@ func launch(t testing.TB, script string) *wrapped {
 // news waits for a byte in the pipe, or for its end (false).
 func (w *wrapped) news() bool {
 	w.t.Helper()
-	w.pipe.SetReadDeadline(time.Now().Add(patience))
+	if err := w.pipe.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		w.t.Fatal(err)
+	}
 	n, err := w.pipe.Read(make([]byte, 1))
 	if err != nil && err != io.EOF {
 		w.t.Fatalf("wait for news: %v", err)
@@ -230,7 +233,7 @@ func TestExitIsToldWhileAChildLivesOn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	syscall.Wait4(w.pid, nil, 0, nil)
+	_, _ = syscall.Wait4(w.pid, nil, 0, nil)
 	if members, err := w.session(); err != nil || !slices.Equal(members, []int{pid}) {
 		t.Errorf("session %v, %v; want %d", members, err, pid)
 	}
@@ -278,7 +281,7 @@ func TestASecondWrapperRunsNothing(t *testing.T) {
 	if code := w.code(); code != 0 {
 		t.Fatal(code)
 	}
-	if err := dir.prepare(script); err != errStartedBefore {
+	if err := dir.prepare(script); !errors.Is(err, errStartedBefore) {
 		t.Errorf("prepare a directory that was used: %v", err)
 	}
 	// Even if somebody launched it all the same.
@@ -391,8 +394,9 @@ func killWrapper(pid int) error {
 		return err
 	}
 	for {
-		if st, err := readStat(pid); err != nil || st.dead {
-			return nil
+		st, err := readStat(pid)
+		if err != nil || st.dead {
+			return nil //nolint:nilerr // no such process: it is dead
 		}
 	}
 }

@@ -55,7 +55,6 @@ func NewServer(o Options, extra ...grpc.ServerOption) *grpc.Server {
 		grpc.Creds(finished{}),
 		grpc.ReadBufferSize(readBuffer),
 		grpc.WriteBufferSize(writeBuffer),
-		grpc.SharedWriteBuffer(true),
 		grpc.StaticStreamWindowSize(streamWindow),
 		grpc.StaticConnWindowSize(connWindow),
 		grpc.MaxHeaderListSize(maxHeaders),
@@ -87,7 +86,6 @@ func NewClient(class, addr string, config *tls.Config, o Options, extra ...grpc.
 		}),
 		grpc.WithReadBufferSize(readBuffer),
 		grpc.WithWriteBufferSize(writeBuffer),
-		grpc.WithSharedWriteBuffer(true),
 		grpc.WithStaticStreamWindowSize(streamWindow),
 		grpc.WithStaticConnWindowSize(connWindow),
 		grpc.WithMaxHeaderListSize(maxHeaders),
@@ -191,7 +189,7 @@ func (finished) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, err
 
 // Info implements credentials.TransportCredentials.
 func (finished) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls", SecurityVersion: "1.3"}
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
 }
 
 // Clone implements credentials.TransportCredentials.

@@ -73,11 +73,15 @@ func serve(tb testing.TB, ca *wiretest.CA) net.Addr {
 	link, join := wire.NewServer(wire.Options{}), wire.NewServer(wire.Options{})
 	wire.RegisterLinkServer(link, links{})
 	wire.RegisterEnrollServer(join, joins{})
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(tb.Context())
 	var wg sync.WaitGroup
-	wg.Go(func() { l.Run(ctx) })
-	wg.Go(func() { link.Serve(l.Class(wire.ClassLink)) })
-	wg.Go(func() { join.Serve(l.Class(wire.ClassJoin)) })
+	wg.Go(func() {
+		if err := l.Run(ctx); err != nil {
+			tb.Error(err)
+		}
+	})
+	wg.Go(func() { _ = link.Serve(l.Class(wire.ClassLink)) })
+	wg.Go(func() { _ = join.Serve(l.Class(wire.ClassJoin)) })
 	tb.Cleanup(func() { cancel(); link.Stop(); join.Stop(); wg.Wait() })
 	return l.Addr()
 }
@@ -172,7 +176,7 @@ func TestServerRefusesPlainConnections(t *testing.T) {
 	server := wire.NewServer(wire.Options{})
 	wire.RegisterLinkServer(server, links{})
 	var wg sync.WaitGroup
-	wg.Go(func() { server.Serve(l) })
+	wg.Go(func() { _ = server.Serve(l) })
 	defer wg.Wait()
 	defer server.Stop()
 	conn, err := net.Dial("tcp", l.Addr().String())
@@ -180,7 +184,9 @@ func TestServerRefusesPlainConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
 	if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
 		t.Errorf("plain connection got %d bytes, error %v", n, err)
 	}

@@ -64,7 +64,7 @@ func newPort(t *testing.T, change func(*wire.ListenConfig, map[string]*wire.Clas
 				if err != nil {
 					return
 				}
-				io.WriteString(conn, name+"\n")
+				_, _ = io.WriteString(conn, name+"\n")
 				conn.Close()
 			}
 		})
