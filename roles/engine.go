@@ -260,7 +260,7 @@ func (e *edit) agentChosen(ev AgentChosen) error {
 	switch {
 	case i < 0:
 		return fmt.Errorf("%w: there is no step %s", ErrInvalid, quote(ev.Step))
-	case e.Steps[i].Status != StepReady || e.Steps[i].BackingOff || e.Record.Cancel != nil:
+	case e.Steps[i].Status != StepReady || e.Steps[i].BackingOff:
 		return nil // the answer came too late
 	case e.Fence == Fence{}:
 		return fmt.Errorf("%w: step %s dispatched without a claim", ErrInvalid, ev.Step)
@@ -484,18 +484,17 @@ func (e *edit) adopted(ev Adopted) error {
 
 func (e *edit) journalChanged(ev JournalChanged) {
 	for i, st := range e.Steps {
-		if st.Agent != ev.Agent || !st.Status.out() && !st.Abandoned {
+		if st.Agent != ev.Agent || st.Dispatch.Journal.ID == ev.Journal && !ev.WentBack {
 			continue
 		}
-		sent := st.Dispatch.Journal
 		switch {
-		case sent.ID == ev.Journal.ID && !ev.WentBack && sent.Counter <= ev.Journal.Counter:
 		case st.Abandoned:
 			e.step(i).Abandoned = false
-		case sent.ID != ev.Journal.ID:
-			e.unknown(i, "the agent has another journal", "")
-		default:
+		case !st.Status.out():
+		case ev.WentBack:
 			e.unknown(i, "the agent's journal went back", "")
+		default:
+			e.unknown(i, "the agent has another journal", "")
 		}
 	}
 }

@@ -73,13 +73,14 @@ type Adopted struct {
 	Attempts []Report
 }
 
-// JournalChanged says that an agent came back with another journal than it had: with
-// another id, or (WentBack) with a counter below the highest that it ever reported,
-// as after a return to a snapshot.
+// JournalChanged says that an agent came back without the journal that it had:
+// Journal is another id, or the journal WentBack, as after a return to a snapshot.
+// The caller compares counters, because only it can tell a hello that went back
+// from one that was overtaken on the way by reports over another link.
 type JournalChanged struct {
 	Agent    string
-	Journal  Journal
-	WentBack bool
+	Journal  string // id that it has now
+	WentBack bool   // the counter is below the highest that the agent ever reported
 }
 
 // AgentUnreachable says that no controller has a link to the agent.

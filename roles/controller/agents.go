@@ -119,20 +119,27 @@ func (d *desk) linkUp(r route) {
 
 // meet tells a request that an agent is there, with this journal.
 func (d *desk) meet(o *owned, agent string, journal roles.Journal) {
-	changed, unreachable := false, false
+	other, behind, unreachable := false, false, false
 	for _, st := range o.state.Steps {
 		if st.Agent != agent {
 			continue
 		}
 		j := st.Dispatch.Journal
-		changed = changed || j.ID != "" && (j.ID != journal.ID || journal.Counter < j.Counter)
+		other = other || j.ID != "" && j.ID != journal.ID
+		behind = behind || j.ID == journal.ID && journal.Counter < j.Counter
 		unreachable = unreachable || st.Unreachable
 	}
 	if unreachable {
 		d.apply(o, roles.AgentReachable{Agent: agent})
 	}
-	if changed {
-		d.apply(o, roles.JournalChanged{Agent: agent, Journal: journal})
+	if other {
+		d.apply(o, roles.JournalChanged{Agent: agent, Journal: journal.ID})
+	}
+	if behind && !o.state.Record.Status.Final() {
+		// Either reports over another link were faster than this hello, or the
+		// machine was set back to a snapshot. A command that names the highest
+		// counter ever reported tells: the latter refuses it.
+		d.send(o, roles.Effect{Kind: roles.EffectAdopt, Agent: agent, Fence: o.state.Fence})
 	}
 	d.perform(o)
 }
@@ -270,6 +277,18 @@ func (d *desk) askFor(sel roles.Selector) {
 	}
 }
 
+// reported is the highest counter that an agent's journal ever showed in what
+// is stored of this request.
+func (o *owned) reported(agent, journal string) uint64 {
+	highest := uint64(0)
+	for _, st := range o.state.Steps {
+		if st.Agent == agent && st.Dispatch.Journal.ID == journal {
+			highest = max(highest, st.Dispatch.Journal.Counter)
+		}
+	}
+	return highest
+}
+
 // send performs one effect that goes to an agent.
 func (d *desk) send(o *owned, eff roles.Effect) bool {
 	r := d.linkTo(eff.Agent)
@@ -281,6 +300,7 @@ func (d *desk) send(o *owned, eff roles.Effect) bool {
 	attempt := uint32(eff.Attempt)
 	switch eff.Kind {
 	case roles.EffectAdopt:
+		m.Journal = &wire.Journal{Id: m.Journal.GetId(), Counter: max(o.reported(eff.Agent, m.Journal.GetId()), m.Journal.GetCounter())}
 		m.Body = &wire.ControllerMessage_Adopt{Adopt: &wire.Adopt{Request: o.id, Fence: fence}}
 	case roles.EffectSend, roles.EffectKill:
 		i := o.state.Index(eff.Step)

@@ -59,6 +59,11 @@ func (d *desk) refused(agent string, ref *wire.Refusal) {
 	switch ref.GetReason() {
 	case wire.Refusal_STALE_FLOOR:
 		d.reclaim(o)
+	case wire.Refusal_WRONG_JOURNAL:
+		// The command named a journal and a counter that had been reported before
+		// it was sent. With the same id, the journal has gone back since.
+		id := ref.GetJournal().GetId()
+		d.apply(o, roles.JournalChanged{Agent: agent, Journal: id, WentBack: o.reported(agent, id) > 0})
 	case wire.Refusal_WRONG_LINK, wire.Refusal_OVERLAP:
 		// Sent over a link that was replaced, or too early: again, later.
 		d.after(refusedRetry, func() {
