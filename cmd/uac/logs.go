@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -168,11 +169,11 @@ func (t *tails) tail(ctx, live context.Context, c client, at attempt) error {
 			timer.Stop()
 		}
 	}
-	if ctx.Err() != nil {
-		return nil // follow says why
+	if ctx.Err() == nil {
+		c.patience = t.c.patience
+		return t.read(ctx, c, at, offset)
 	}
-	c.patience = t.c.patience
-	return t.read(ctx, c, at, offset)
+	return nil // interrupted, which follow reports
 }
 
 // read prints what an attempt has written from offset on. Of several steps, one
@@ -251,7 +252,7 @@ func (l *logWriter) write(at attempt, b []byte) error {
 	if l.pending == nil {
 		l.pending = map[attempt][]byte{}
 	}
-	all := append(l.pending[at], b...)
+	all := slices.Concat(l.pending[at], b)
 	end := bytes.LastIndexByte(all, '\n') + 1
 	if len(all)-end > 64<<10 {
 		end = len(all) // no line is that long; do not keep it for ever

@@ -24,6 +24,9 @@ import (
 const (
 	// MaxBody is the most bytes of a call's body: one document.
 	MaxBody = roles.MaxDocument
+	// maxDiscard is how much more of a body that is too large is taken, so that its
+	// sender hears the refusal.
+	maxDiscard = 32 << 20
 	// bodyTimeout is how long a caller may take to send its body.
 	bodyTimeout = 10 * time.Second
 	// callTimeout bounds everything but streams. Clients wait a little longer, so
@@ -191,19 +194,20 @@ func (s *Server) sync(ctx context.Context) error {
 // readBody reads the JSON body of a call as a whole: so its limits have one
 // place, and no deadline of the body outlives it and ends a slow handler.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, *huma.ErrorModel) {
-	if r.ContentLength > MaxBody {
-		return nil, tooLarge()
+	if r.ContentLength > MaxBody && r.Header.Get("Expect") != "" {
+		return nil, tooLarge() // the caller has sent nothing yet
 	}
 	conn := http.NewResponseController(w)
 	_ = conn.SetReadDeadline(time.Now().Add(bodyTimeout)) // not supported: see guard
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBody))
+	body, err := io.ReadAll(io.LimitReader(r.Body, MaxBody+1))
+	if len(body) > MaxBody {
+		// Whoever is still sending when the connection closes may never read why.
+		_, _ = io.CopyN(io.Discard, r.Body, maxDiscard)
+	}
 	_ = conn.SetReadDeadline(time.Time{})
-	var (
-		large *http.MaxBytesError
-		ne    net.Error
-	)
+	var ne net.Error
 	switch {
-	case errors.As(err, &large):
+	case len(body) > MaxBody:
 		return nil, tooLarge()
 	case errors.As(err, &ne) && ne.Timeout():
 		return nil, problem(http.StatusRequestTimeout, fmt.Sprintf("the body did not arrive within %s", bodyTimeout))

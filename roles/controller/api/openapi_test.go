@@ -2,7 +2,6 @@ package api_test
 
 import (
 	"encoding/json"
-	"fmt"
 	"maps"
 	"net/http"
 	"os"
@@ -134,7 +133,7 @@ func TestOpenAPIIsStable(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return fmt.Sprintf("%s", s.OpenAPI())
+		return string(s.OpenAPI())
 	}
 	first := text()
 	for range 3 {

@@ -127,9 +127,10 @@ func stamp(t time.Time) string {
 func uptime(seconds int64) string {
 	d := time.Duration(seconds) * time.Second
 	var b strings.Builder
-	if days := d / (24 * time.Hour); days > 0 {
-		fmt.Fprintf(&b, "%dd ", days)
-		d -= days * 24 * time.Hour
+	const day = 24 * time.Hour
+	if d >= day {
+		fmt.Fprintf(&b, "%dd ", d/day)
+		d %= day
 	}
 	if b.Len() > 0 || d >= time.Hour {
 		fmt.Fprintf(&b, "%dh ", d/time.Hour)

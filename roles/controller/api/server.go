@@ -151,7 +151,9 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger
 		if shutdown := srv.Shutdown(grace); shutdown != nil && !errors.Is(shutdown, context.DeadlineExceeded) {
 			log.Debug("close the API's listener", "error", shutdown)
 		}
-		<-served
+		if end := <-served; !errors.Is(end, http.ErrServerClosed) {
+			log.Debug("serve the API", "error", end)
+		}
 	}
 	abandon()
 	_ = srv.Close() // what the grace was too short for

@@ -16,8 +16,15 @@ import (
 	"uac/roles/controller/api/apitest"
 )
 
-// open begins a call and leaves the body to the caller.
-func open(t *testing.T, ctx context.Context, url string) *http.Response {
+// opened is an answer that goes on.
+type opened struct {
+	status int
+	header http.Header
+	body   io.Reader
+}
+
+// open begins a call that ends with the test.
+func open(t *testing.T, ctx context.Context, url string) opened {
 	t.Helper()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -29,7 +36,7 @@ func open(t *testing.T, ctx context.Context, url string) *http.Response {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = resp.Body.Close() })
-	return resp
+	return opened{resp.StatusCode, resp.Header, resp.Body}
 }
 
 // nextState reads lines until one is a request, and counts the heartbeats before.
@@ -64,10 +71,10 @@ func TestWatch(t *testing.T) {
 	b := apitest.New(sample())
 	url := serve(t, b, api.Deps{})
 	resp := open(t, t.Context(), url+requestPath+"/watch")
-	if got := resp.Header.Get("Content-Type"); got != "application/x-ndjson" {
+	if got := resp.header.Get("Content-Type"); got != "application/x-ndjson" {
 		t.Errorf("content type %s", got)
 	}
-	lines := bufio.NewReader(resp.Body)
+	lines := bufio.NewReader(resp.body)
 	if req, _ := nextState(t, lines); req.Status != roles.RequestRunning {
 		t.Errorf("first: %+v", req)
 	}
@@ -93,7 +100,7 @@ func TestWatchEndsInDoubt(t *testing.T) {
 	url := serve(t, b, api.Deps{})
 	resp := open(t, t.Context(), url+requestPath+"/watch")
 	setStep(b, roles.StepInDoubt, roles.RequestInDoubt)
-	if all, err := io.ReadAll(resp.Body); err != nil || !strings.Contains(string(all), "in_doubt") {
+	if all, err := io.ReadAll(resp.body); err != nil || !strings.Contains(string(all), "in_doubt") {
 		t.Errorf("%q, %v", all, err)
 	}
 }
@@ -125,7 +132,7 @@ func TestStreamEndsWhenTheCallerLeaves(t *testing.T) {
 		}
 		ctx, leave := context.WithCancel(t.Context())
 		resp := open(t, ctx, serveHandler(t, s.Handler())+requestPath+path)
-		if _, err := resp.Body.Read(make([]byte, 1)); err != nil {
+		if _, err := resp.body.Read(make([]byte, 1)); err != nil {
 			t.Fatal(err)
 		}
 		leave()
@@ -155,11 +162,11 @@ func TestStreamIsCut(t *testing.T) {
 			b := apitest.New(sample())
 			addr, stop := listen(t, b)
 			resp := open(t, t.Context(), "http://"+addr+requestPath+path)
-			if _, err := resp.Body.Read(make([]byte, 1)); err != nil {
+			if _, err := resp.body.Read(make([]byte, 1)); err != nil {
 				t.Fatal(err)
 			}
 			tt.cut(b, stop)
-			if _, err := io.Copy(io.Discard, resp.Body); err == nil {
+			if _, err := io.Copy(io.Discard, resp.body); err == nil {
 				t.Errorf("%s %s: looks complete", tt.name, path)
 			}
 			stop()
@@ -172,7 +179,7 @@ func TestFollowOutput(t *testing.T) {
 	b := apitest.New(sample())
 	url := serve(t, b, api.Deps{})
 	resp := open(t, t.Context(), url+requestPath+"/logs?step=switch&follow=true&offset=7")
-	body := bufio.NewReader(resp.Body)
+	body := bufio.NewReader(resp.body)
 	read := func(n int) string {
 		piece := make([]byte, n)
 		if _, err := io.ReadFull(body, piece); err != nil {
@@ -201,11 +208,11 @@ func TestFollowQuietOutput(t *testing.T) {
 	b := apitest.New(state)
 	url := serve(t, b, api.Deps{})
 	resp := open(t, t.Context(), url+requestPath+"/logs?step=switch&follow=true") // returns with the header
-	if resp.StatusCode != http.StatusOK {
-		t.Errorf("status %d", resp.StatusCode)
+	if resp.status != http.StatusOK {
+		t.Errorf("status %d", resp.status)
 	}
 	setStep(b, roles.StepSucceeded, roles.RequestRunning)
-	if rest, err := io.ReadAll(resp.Body); err != nil || len(rest) > 0 {
+	if rest, err := io.ReadAll(resp.body); err != nil || len(rest) > 0 {
 		t.Errorf("%q, %v", rest, err)
 	}
 }
@@ -299,7 +306,9 @@ func TestStopAbandonsWhatLasts(t *testing.T) {
 	if err := <-served; err != nil {
 		t.Error(err)
 	}
-	<-failed
+	if err := <-failed; err == nil {
+		t.Error("the call was answered")
+	}
 }
 
 func TestServeFails(t *testing.T) {
