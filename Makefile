@@ -60,8 +60,9 @@ release-build: ## build dist/uac-VERSION-linux-{amd64,arm64}, stripped, with che
 	cd dist && sha256sum uac-* > SHA256SUMS
 
 # The tools are pinned in a module of their own. The first build of the linter
-# takes minutes, later ones come from Go's cache.
+# takes minutes, later ones come from Go's cache; the flags are fixed so that
+# every caller shares it.
 $(TOOLS)/golangci-lint $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-go-grpc &: .ci/tools/go.mod .ci/tools/go.sum
 	mkdir -p $(TOOLS)
-	cd .ci/tools && $(GO) build -o ../../$(TOOLS)/ tool
+	cd .ci/tools && CGO_ENABLED=0 GOFLAGS='-trimpath -buildvcs=false' $(GO) build -o ../../$(TOOLS)/ tool
 	@touch $(TOOLS)/*

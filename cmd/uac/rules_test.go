@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -27,7 +28,7 @@ import (
 // has to explain it.
 var imports = map[string][]string{
 	"cmd/uac": {
-		"config", "coord", "roles", "roles/agent", "roles/controller", "roles/controller/api", "roles/watch",
+		"codestation/durable", "config", "coord", "roles", "roles/agent", "roles/controller", "roles/controller/api", "roles/watch",
 		"roles/wire", "roles/wire/pki",
 	},
 
@@ -216,8 +217,8 @@ func TestFences(t *testing.T) {
 	}
 }
 
-// Every package says once what it is, and says it in doc.go, so that one knows
-// where to look; if the package is a single file, that one is not hard to find.
+// Every package says once what it is, where one looks for it: in doc.go, or in
+// the file that is called like the package.
 func TestPackageComments(t *testing.T) {
 	for _, p := range listPackages(t) {
 		var with []string
@@ -231,7 +232,7 @@ func TestPackageComments(t *testing.T) {
 				with = append(with, file)
 			}
 		}
-		if !slices.Equal(with, []string{"doc.go"}) && !(len(with) == 1 && len(p.GoFiles) == 1) {
+		if len(with) != 1 || with[0] != "doc.go" && with[0] != path.Base(p.name())+".go" {
 			t.Errorf("%s: the package comment belongs into doc.go and nowhere else; it is in %v", p.name(), with)
 		}
 	}
