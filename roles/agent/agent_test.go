@@ -476,6 +476,44 @@ func TestKillOfWhatIgnoresTERM(t *testing.T) {
 	wantEnd(t, s.l.report(k1, wire.State_EXITED), &wire.End{Code: 137, Signal: 9, Stopped: wire.Stop_KILLED})
 }
 
+// Only if KILL was announced on disk is the lack of an exit status a known end.
+func TestKILLIsRecordedBeforeItIsSent(t *testing.T) {
+	var s *stage
+	alive := make(chan []int, 1)
+	recorded := make(chan bool, 1)
+	s = newStage(t, func(_ *Config, d *Deps) {
+		d.Point = func(p Point) {
+			if p != pointKillingDurable {
+				return
+			}
+			d, err := decodeJournal([]byte(readFile(t, filepath.Join(s.dir, fileJournal))))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			at := d.ledger.attempt(k1)
+			members, err := process{pid: at.Pid, start: at.PidStart}.session()
+			if err != nil {
+				t.Error(err)
+			}
+			recorded <- at.Killing && d.last <= s.a.journal.counter()
+			alive <- members
+		}
+	})
+	start := startOf(k1, 5, "trap '' TERM; "+s.note("ready")+"while :; do sleep 0.01; done")
+	start.KillGraceNanos = int64(10 * time.Millisecond)
+	s.l.start(start)
+	s.waitNoted("ready\n")
+	s.l.kill(k1, 5)
+	s.l.report(k1, wire.State_EXITED)
+	if !<-recorded {
+		t.Error("KILL was not on disk")
+	}
+	if len(<-alive) == 0 {
+		t.Error("the attempt was dead before KILL was recorded")
+	}
+}
+
 // A process that leaves the session and holds the pipe is part of the attempt as long
 // as the command has not ended.
 func TestKillReachesWhatLeftTheSession(t *testing.T) {

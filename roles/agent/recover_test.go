@@ -2,14 +2,17 @@ package agent
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -333,5 +336,46 @@ func TestOldOutputsAreRemoved(t *testing.T) {
 	eventually(t, "the oldest is removed", func() bool { return !exists(dirs[1]) })
 	if !exists(dirs[2]) || !exists(last) || !exists(unacked) {
 		t.Error("a younger or unacknowledged one was removed")
+	}
+}
+
+func TestWhichOutputsAreKept(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	kept := func() []keptOutput {
+		return []keptOutput{
+			{"a", now.Add(-3 * time.Hour), 10}, {"b", now.Add(-2 * time.Hour), 20}, {"c", now.Add(-time.Hour), 30},
+		}
+	}
+	for name, tt := range map[string]struct {
+		attempts int
+		bytes    int64
+		age      time.Duration
+		want     []string
+	}{
+		"all":       {3, 60, 3 * time.Hour, []string{"a", "b", "c"}},
+		"by number": {1, 60, 3 * time.Hour, []string{"c"}},
+		"by size":   {3, 59, 3 * time.Hour, []string{"b", "c"}},
+		"by age":    {3, 60, 90 * time.Minute, []string{"c"}},
+		"none":      {0, 0, 0, nil},
+	} {
+		o := newOutputs(t.TempDir(), Config{OutputMaxAttempts: tt.attempts, OutputMaxBytes: tt.bytes, OutputKeep: tt.age}, slog.New(slog.DiscardHandler))
+		for _, k := range kept() {
+			if err := os.Mkdir(filepath.Join(o.root, k.name), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			o.add(k)
+		}
+		o.expire(now)
+		entries, err := os.ReadDir(o.root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, e := range entries {
+			got = append(got, e.Name())
+		}
+		if !slices.Equal(got, tt.want) || len(o.kept) != len(got) {
+			t.Errorf("%s: kept %v, want %v", name, got, tt.want)
+		}
 	}
 }

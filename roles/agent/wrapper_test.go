@@ -204,6 +204,26 @@ func TestKILLOfTheSessionLeavesNothing(t *testing.T) {
 	})
 }
 
+// The exit status finds room on a full disk, in the block that is there already.
+func TestExitStatusFindsRoomOnAFullDisk(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("NOT CHECKED: mounting a small file system needs root")
+	}
+	root := t.TempDir()
+	if err := syscall.Mount("tmpfs", root, "tmpfs", 0, "size=64k"); err != nil {
+		t.Skipf("NOT CHECKED: cannot mount a small file system: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(root, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	w := launchIn(t, attemptDir(filepath.Join(root, "attempt")), "cat /dev/zero >big 2>/dev/null || exit 9", nil)
+	if code := w.code(); code != 9 {
+		t.Errorf("exit %d", code)
+	}
+}
+
 func TestOutputMayBeLarge(t *testing.T) {
 	const lines = 200_000 // well above what pipes hold
 	w := launch(t, fmt.Sprintf("seq %d; seq %d >&2", lines, lines))
