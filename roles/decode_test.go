@@ -240,7 +240,7 @@ func TestEncodeReadsBack(t *testing.T) {
 func genProcess(t *rapid.T) *Process {
 	name := rapid.StringMatching(`[A-Za-z0-9][A-Za-z0-9._-]{0,12}`)
 	text := rapid.OneOf(
-		rapid.SampledFrom([]string{"true", "~", "1.10", "0x1f", "yes", "2026-01-01", " lead", "trail ", "a: b", "# x", "- x", "a\tb", "a\n", "\n\na\n", "  a\n b\n", "a\r\nb", "---", "...", "!x", "&a", "*a", "<<", "é\u2028", "\ufeff"}),
+		rapid.SampledFrom([]string{"true", "~", "1.10", "0x1f", "yes", "2026-01-01", " lead", "trail ", "a: b", "# x", "- x", "a\tb", "a\n", "\n\na\n", "  a\n b\n", "a\n\tb\n\n  c\n", "a\n \nb", "a \nb\n\n", "a\r\nb", "---", "...", "!x", "&a", "*a", "<<", "é\u2028", "\ufeff"}),
 		rapid.StringOf(rapid.Rune().Filter(func(r rune) bool { return r != 0 })),
 	)
 	value := func(label string) string {

@@ -6,6 +6,8 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
+	"unicode"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -61,11 +63,32 @@ func (o object) texts(key string, values map[string]string, style yaml.Style) {
 }
 
 // textNode returns a scalar that is quoted where it would be read as something
-// other than text.
+// other than text. Scripts are written as they are, unless a block of lines could
+// not hold them unharmed.
 func textNode(s string) *yaml.Node {
 	n := &yaml.Node{}
 	n.SetString(s)
+	if strings.Contains(s, "\n") && !fitsBlock(s) {
+		n.Style = yaml.DoubleQuotedStyle
+	}
 	return n
+}
+
+// fitsBlock reports whether s can be written as a literal block: its first line
+// sets the indentation, so it must begin with something else, and lines of nothing
+// but spaces would be taken for empty ones.
+func fitsBlock(s string) bool {
+	if s[0] == ' ' || s[0] == '\t' || s[0] == '\n' {
+		return false
+	}
+	for line := range strings.SplitSeq(s, "\n") {
+		if line != "" && strings.Trim(line, " \t") == "" {
+			return false
+		}
+	}
+	return !strings.ContainsFunc(s, func(r rune) bool {
+		return r != '\n' && r != '\t' && !unicode.IsPrint(r)
+	})
 }
 
 func processNode(p *Process) *yaml.Node {
