@@ -95,7 +95,7 @@ func enroll(ctx context.Context, d daemonDeps, servers []string) error {
 	if err != nil {
 		return usageError("pki.join: %w", err)
 	}
-	e, err := pki.NewEnrolment(d.cfg.PKI.Dir, pki.Role(d.cfg.Node.Role), d.cfg.Node.Name, time.Now())
+	e, err := pki.NewEnrolment(d.cfg.PKI.Dir, d.cfg.Node.Role, d.cfg.Node.Name, time.Now())
 	if err != nil {
 		return usageError("certificates: %w", err)
 	}

@@ -42,4 +42,3 @@ func askToEnroll(ctx context.Context, d daemonDeps, servers []string, root strin
 		}
 	}
 }
-

@@ -77,7 +77,7 @@ func newMember(ctx context.Context, d daemonDeps, store *pki.Store, classes ...w
 		return nil, d.listenError("listen.link", cfg.Listen.Link, err)
 	}
 	n := &memberNode{store: store, links: links, dialer: newMemberDialer(cfg, store)}
-	n.host, n.ip = whereAmI(cfg)
+	n.host, n.ip = whereAmI(ctx, cfg)
 
 	files, err := store.PeerFiles()
 	if err != nil {
@@ -134,11 +134,11 @@ func memberError(err error) error {
 }
 
 // whereAmI returns the host name and an address of this node, for people.
-func whereAmI(cfg config.Config) (host, ip string) {
+func whereAmI(ctx context.Context, cfg config.Config) (host, ip string) {
 	host, _ = os.Hostname()
 	ip = cfg.Node.Advertise
 	if net.ParseIP(ip) == nil {
-		if addrs, err := net.LookupHost(cfg.Node.Advertise); err == nil && len(addrs) > 0 {
+		if addrs, err := net.DefaultResolver.LookupHost(ctx, cfg.Node.Advertise); err == nil && len(addrs) > 0 {
 			ip = addrs[0]
 		}
 	}

@@ -102,7 +102,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		}, c.serve)
 		switch {
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // it was asked to stop, and has
 		case errors.Is(err, coord.ErrFenced):
 			c.log.Warn("fenced out: forgetting everything and joining again")
 		default:
@@ -114,7 +114,7 @@ func (c *Controller) Run(ctx context.Context) error {
 // serve works in one session and says goodbye at its end.
 func (c *Controller) serve(ctx context.Context, s *coord.Session) error {
 	g, gctx := errgroup.WithContext(ctx)
-	d := newDesk(c, s, gctx)
+	d := newDesk(gctx, c, s)
 	defer d.tasks.wait()
 	c.session.Store(s)
 	c.desk.Store(d)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	"uac/coord"
@@ -57,7 +58,7 @@ type owned struct {
 	counted bool
 }
 
-func newDesk(c *Controller, s *coord.Session, ctx context.Context) *desk {
+func newDesk(ctx context.Context, c *Controller, s *coord.Session) *desk {
 	return &desk{
 		c: c, s: s, log: c.log, mail: newMailbox(), ctx: ctx,
 		owned:   map[string]*owned{},
@@ -161,7 +162,7 @@ func (d *desk) apply(o *owned, ev roles.Event, extra ...coord.Write) {
 	state, more := d.choose(o, state)
 	change.Record = change.Record || more.Record
 	change.Steps = append(change.Steps, more.Steps...)
-	writes := append(extra, records(o.id, state, change)...)
+	writes := slices.Concat(extra, records(o.id, state, change))
 	o.state = state
 	d.count(o)
 	if len(writes) == 0 {

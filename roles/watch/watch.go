@@ -61,7 +61,7 @@ func (w *Watch) Run(ctx context.Context) error {
 		}, w.serve)
 		switch {
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // it was asked to stop, and has
 		case errors.Is(err, coord.ErrFenced):
 			w.deps.Log.Warn("fenced out: joining again")
 		default:
