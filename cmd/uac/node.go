@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -42,9 +43,25 @@ func staleFlag(cmd *cobra.Command, stale *bool) {
 	cmd.Flags().BoolVar(stale, "stale", false, "answer from a controller's own copy when there is no majority to ask; it may be out of date")
 }
 
-func staleQuery(stale bool) url.Values {
-	if stale {
-		return url.Values{"stale": {"true"}}
+// getNodes reads an object or list of nodes into out, out of date if need be.
+func getNodes(ctx context.Context, a *app, path string, stale bool, out any) error {
+	c, err := a.newClient()
+	if err != nil {
+		return err
+	}
+	if !stale {
+		return c.get(ctx, path, nil, out)
+	}
+	resp, err := c.do(ctx, call{method: http.MethodGet, path: path, query: url.Values{"stale": {"true"}}}, readWhole)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }() // it is in memory
+	if resp.Header.Get(api.HeaderStale) == "true" {
+		fmt.Fprintln(a.stderr, a.paint(a.stderr).apply(yellow, "warning:"), "this controller cannot ask the others; what it knows may be out of date")
+	}
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return fmt.Errorf("GET %s: decode the answer: %w", path, err)
 	}
 	return nil
 }
@@ -63,12 +80,8 @@ func newNodeListCommand(a *app) *cobra.Command {
 }
 
 func runNodeList(ctx context.Context, a *app, stale bool) error {
-	c, err := a.newClient()
-	if err != nil {
-		return err
-	}
 	var nodes []api.Node
-	if err := c.get(ctx, pathOf("nodes"), staleQuery(stale), &nodes); err != nil {
+	if err := getNodes(ctx, a, pathOf("nodes"), stale, &nodes); err != nil {
 		return err
 	}
 	return printList(a, nodes,
@@ -159,12 +172,8 @@ func newNodeShowCommand(a *app) *cobra.Command {
 }
 
 func runNodeShow(ctx context.Context, a *app, name string, stale bool) error {
-	c, err := a.newClient()
-	if err != nil {
-		return err
-	}
 	var n api.Node
-	if err := c.get(ctx, pathOf("nodes", name), staleQuery(stale), &n); err != nil {
+	if err := getNodes(ctx, a, pathOf("nodes", name), stale, &n); err != nil {
 		return err
 	}
 	return printObject(a, n, func(w io.Writer, p paint) error {
