@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -50,7 +51,9 @@ type Cluster struct {
 	*recorder
 
 	clients map[string]*client // of controllers and watches
-	frozen  map[string]int     // process by node
+
+	freezer sync.Mutex     // guards frozen
+	frozen  map[string]int // process by node
 }
 
 // attach makes a cluster of processes that run already.
@@ -66,8 +69,8 @@ func attach(t testing.TB, dir string, run runner, token, cacert string, dial dia
 		}
 	}
 	t.Cleanup(func() {
-		for name := range c.frozen {
-			c.thaw(name)
+		for _, n := range run.nodes() {
+			c.thaw(n.Name)
 		}
 		if t.Failed() {
 			c.report()
@@ -91,7 +94,7 @@ func (c *Cluster) report() {
 				lines = append(lines, line)
 			}
 		}
-		c.t.Logf("%s:\n%s", n.Log, strings.Join(lines[max(0, len(lines)-25):], "\n"))
+		c.t.Logf("%s:\n%s", n.Log, strings.Join(lines[max(0, len(lines)-12):], "\n"))
 	}
 }
 
@@ -148,24 +151,26 @@ func (c *Cluster) awaitFor(d time.Duration, what string, f func() string) {
 	}
 }
 
-// kill ends a node as a power cut would and returns when its process is gone.
-func (c *Cluster) kill(name string) time.Time {
+// kill ends nodes as a power cut would, all at once, and returns when their
+// processes are gone.
+func (c *Cluster) kill(names ...string) time.Time {
 	c.t.Helper()
-	n := c.node(name)
-	if n.PID == 0 {
-		c.t.Fatalf("%s does not run", name)
+	pids := map[string]int{}
+	for _, name := range names {
+		if pids[name] = c.node(name).PID; pids[name] == 0 {
+			c.t.Fatalf("%s does not run", name)
+		}
 	}
 	at := time.Now()
-	if err := syscall.Kill(n.PID, syscall.SIGKILL); err != nil {
-		c.t.Fatalf("kill %s: %v", name, err)
-	}
-	delete(c.frozen, name)
-	c.await(name+" is gone", func() string {
-		if !c.run.reaped(name, n.PID) {
-			return "its process is there"
+	for name, pid := range pids {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			c.t.Fatalf("kill %s: %v", name, err)
 		}
-		return ""
-	})
+	}
+	for name, pid := range pids {
+		c.awaitEnd(name, pid)
+		c.unfreeze(name)
+	}
 	return at
 }
 
@@ -195,7 +200,9 @@ func (c *Cluster) freeze(name string) time.Time {
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		c.t.Fatalf("freeze %s: %v", name, err)
 	}
+	c.freezer.Lock()
 	c.frozen[name] = pid
+	c.freezer.Unlock()
 	c.await(name+" stands still", func() string {
 		stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 		if err != nil {
@@ -211,11 +218,22 @@ func (c *Cluster) freeze(name string) time.Time {
 
 // thaw lets a frozen node run on.
 func (c *Cluster) thaw(name string) {
-	pid, ok := c.frozen[name]
-	delete(c.frozen, name)
-	if err := syscall.Kill(pid, syscall.SIGCONT); ok && err != nil {
+	pid := c.unfreeze(name)
+	if pid == 0 {
+		return
+	}
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
 		c.t.Errorf("thaw %s: %v", name, err)
 	}
+}
+
+// unfreeze forgets that a node is frozen and returns its process, 0 if it is not.
+func (c *Cluster) unfreeze(name string) int {
+	c.freezer.Lock()
+	defer c.freezer.Unlock()
+	pid := c.frozen[name]
+	delete(c.frozen, name)
+	return pid
 }
 
 // probe returns what a node answers to load balancers, "" if nothing.
@@ -253,6 +271,8 @@ func (c *Cluster) active() string {
 
 // running lists the nodes of a role that have a process which is not frozen.
 func (c *Cluster) running(role string) []string {
+	c.freezer.Lock()
+	defer c.freezer.Unlock()
 	var out []string
 	for _, n := range c.run.nodes() {
 		if _, frozen := c.frozen[n.Name]; n.Role == role && n.PID != 0 && !frozen {
@@ -376,20 +396,11 @@ func (c *Cluster) place(what string, want func(active, leader string) bool) (act
 		if leader = c.raftLeader(); want(active, leader) {
 			return active, leader
 		}
-		switch {
-		case leader != active && c.node(leader).Role == "controller" && want(leader, leader),
-			leader == active && want(c.other(active), leader):
+		if next := c.other(active); next != "" && want(next, leader) {
 			c.order(active, "/v1/nodes/switchover", nil)
-		default: // raft elects another
-			c.kill(leader)
-			c.await("raft has another leader", func() string {
-				if active := c.active(); active == leader {
-					return leader + " is Active"
-				}
-				return ""
-			})
-			c.start(leader)
+			continue
 		}
+		c.restart(leader) // it hands raft over to any other member
 	}
 	c.t.Fatalf("raft leadership %s: not reached", what)
 	return "", ""
@@ -398,6 +409,34 @@ func (c *Cluster) place(what string, want func(active, leader string) bool) (act
 // onActive and offActive are what to want of place.
 func onActive(active, leader string) bool  { return active == leader }
 func offActive(active, leader string) bool { return active != leader }
+
+// restart orders a node to end in order and start again, and returns when it
+// has opened a new session.
+func (c *Cluster) restart(name string) {
+	c.t.Helper()
+	at := c.active()
+	before, err := c.nodeInfo(at, name)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.order(at, "/v1/nodes/"+name+"/restart", nil)
+	c.awaitSession(name, before.Epoch)
+}
+
+// awaitSession waits until a node has opened a newer session.
+func (c *Cluster) awaitSession(name string, before int64) {
+	c.t.Helper()
+	c.await(name+" has a new session", func() string {
+		now, err := c.nodeInfo(c.active(), name)
+		switch {
+		case err != nil:
+			return err.Error()
+		case now.Epoch <= before:
+			return fmt.Sprintf("its session is %d, was %d", now.Epoch, before)
+		}
+		return ""
+	})
+}
 
 // decode reads a JSON answer.
 func decode[T any](t testing.TB, a answer) T {

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -25,6 +26,7 @@ type recorder struct {
 	processes map[string]Process
 	views     []View
 	last      map[[2]string]Request
+	resting   map[string]bool // seen at rest, by request
 	acting    []Acting
 	next      int // number of the next request
 	slowest   time.Duration
@@ -37,7 +39,7 @@ func newRecorder(c *Cluster) *recorder {
 	ctx, stop := context.WithCancel(context.WithoutCancel(c.t.Context()))
 	r := &recorder{
 		c: c, began: time.Now(), stop: stop,
-		processes: map[string]Process{}, last: map[[2]string]Request{},
+		processes: map[string]Process{}, last: map[[2]string]Request{}, resting: map[string]bool{},
 	}
 	for _, name := range c.controllers() {
 		r.wg.Go(func() { r.watch(ctx, name) })
@@ -98,6 +100,9 @@ func (r *recorder) seenLocked(source string, all []Request) {
 			continue
 		}
 		r.last[key] = req
+		if req.rests() {
+			r.resting[req.ID] = true
+		}
 		r.views = append(r.views, View{Source: source, Request: req})
 	}
 }
@@ -157,19 +162,26 @@ func (r *recorder) submit(process string, n int) []string {
 	return ids
 }
 
-// submitOne asks one controller after the other, with the same idempotency key,
-// until one acknowledges.
-func (r *recorder) submitOne(process string) (string, error) {
-	began := time.Now()
+// nextKey returns an idempotency key that nobody has used.
+func (r *recorder) nextKey() string {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.next++
-	number := r.next
-	r.mu.Unlock()
-	key := fmt.Sprintf("fault-%d", number)
+	return fmt.Sprintf("fault-%d", r.next)
+}
+
+func (r *recorder) submitOne(process string) (string, error) {
+	return r.submitWith(process, r.nextKey())
+}
+
+// submitWith asks one controller after the other, with the same idempotency key,
+// until one acknowledges.
+func (r *recorder) submitWith(process, key string) (string, error) {
+	began := time.Now()
 	body := map[string]any{"process": process, "params": map[string]string{"dir": r.c.ledger.Dir}}
 	controllers := r.c.controllers()
 	var last string
-	for i := number; time.Since(began) < patience; i++ {
+	for i := len(key) + int(key[len(key)-1]); time.Since(began) < patience; i++ { // spread by key
 		name := controllers[i%len(controllers)]
 		if !slices.Contains(r.c.running("controller"), name) && len(r.c.running("controller")) > 0 && i%7 != 0 {
 			continue // most clients learn whom to ask; some do not
@@ -195,37 +207,40 @@ func (r *recorder) submitOne(process string) (string, error) {
 	return "", fmt.Errorf("run %s: nobody acknowledged it within %v: %s", process, patience, last)
 }
 
-// trickle asks for a run every so often until the returned function is called,
-// which waits for the last acknowledgement and returns how many there were.
-func (r *recorder) trickle(process string, every time.Duration) (stop func() int) {
+// load keeps n clients busy until the returned function is called: each asks
+// for a run and waits until it has come to rest, so that a slow machine has less
+// to do and not ever more. It returns how many runs there were.
+func (r *recorder) load(process string, n int) (stop func() int) {
 	ctx, cancel := context.WithCancel(r.c.t.Context())
-	var mu sync.Mutex
-	n := 0
+	var runs atomic.Int64
 	var wg sync.WaitGroup
-	wg.Go(func() {
-		tick := time.NewTicker(every)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-			}
-			wg.Go(func() {
-				if _, err := r.submitOne(process); err != nil {
+	for range n {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				id, err := r.submitOne(process)
+				if err != nil {
 					r.c.t.Error(err)
+					return
 				}
-				mu.Lock()
-				n++
-				mu.Unlock()
-			})
-		}
-	})
+				runs.Add(1)
+				for ctx.Err() == nil && !r.seenAtRest(id) {
+					time.Sleep(watchEvery / 3)
+				}
+			}
+		})
+	}
 	return func() int {
 		cancel()
 		wg.Wait()
-		return n
+		return int(runs.Load())
 	}
+}
+
+// seenAtRest reports whether some controller showed that a request rests.
+func (r *recorder) seenAtRest(id string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.resting[id]
 }
 
 // started waits until the ledger has n more starts of a step ("" for any) than
