@@ -233,7 +233,7 @@ its agent comes back, the attempt is ended.`,
 	}
 	fs := cmd.Flags()
 	fs.StringVar(&as.Step, "step", "", "`STEP` to decide")
-	fs.StringVar(&as.As, "as", "", "what it is: `success, failed` or rerun")
+	fs.StringVar(&as.As, "as", "", "`VERDICT` on it: success, failed or rerun")
 	fs.BoolVar(&as.Force, "force", false, "also if its agent is unreachable and it may be running")
 	waitFlag(fs, &opts.wait)
 	whyFlag(fs, &opts.why)
