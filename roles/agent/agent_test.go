@@ -113,6 +113,21 @@ func TestAttemptRunsAndReports(t *testing.T) {
 	}
 }
 
+func TestStepMayNameItsDirectory(t *testing.T) {
+	s := newStage(t)
+	dir := t.TempDir()
+	start := startOf(k1, 5, "pwd >>"+s.ledger)
+	start.Dir = dir
+	s.l.start(start)
+	wantEnd(t, s.l.report(k1, wire.State_EXITED), &wire.End{})
+	s.wantNoted(dir + "\n")
+	s.l.ack(k1, 5, false)
+	s.barrier()
+	if _, err := os.Stat(dir); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestRunningIsReported(t *testing.T) {
 	s := newStage(t)
 	s.l.start(startOf(k1, 5, "exec sleep 1000"))

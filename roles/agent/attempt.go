@@ -30,9 +30,9 @@ const (
 // has already been run.
 var errStartedBefore = errors.New("the attempt was started before, by a process that left no record of it")
 
-// prepare makes the directory anew. What an earlier process of the agent prepared and
-// never used is thrown away.
-func (d attemptDir) prepare(script string) error {
+// prepare makes the directory anew, with a working directory if work is set. What an
+// earlier process of the agent prepared and never used is thrown away.
+func (d attemptDir) prepare(script string, work bool) error {
 	err := os.Mkdir(string(d), 0o700)
 	if errors.Is(err, fs.ErrExist) {
 		if _, err := os.Lstat(d.file(fileStatus)); err == nil {
@@ -46,8 +46,10 @@ func (d attemptDir) prepare(script string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Mkdir(d.file(dirWork), 0o700); err != nil {
-		return err
+	if work {
+		if err := os.Mkdir(d.file(dirWork), 0o700); err != nil {
+			return err
+		}
 	}
 	// Need not survive: after a power cut the script is not run again.
 	if err := os.WriteFile(d.file(fileScript), []byte(script), 0o700); err != nil { //nolint:forbidigo // see above

@@ -368,6 +368,31 @@ func TestJournalDecoderNeverLosesWhatWasDurable(t *testing.T) {
 	})
 }
 
+// Journals of a released format must be read for ever.
+func TestJournalOfFormat1IsRead(t *testing.T) {
+	d, err := decodeJournal([]byte(readFile(t, "testdata/journal-1")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &ledger{
+		generation: generation{1, "g1"}, floor: fence{1, 4}, opens: 2,
+		requests: map[string]*request{
+			"R1": {Name: "R1", Fence: fence{1, 5}, Steps: map[string]*step{"build": {Highest: 1, Attempts: map[uint32]*attempt{
+				1: {Phase: phaseRunning, Boot: "boot", Timeout: 6, Grace: 7, Started: 4, BootTime: 13, Pid: 11, PidStart: 12, Stop: stopTimeout, Killing: true},
+			}}}},
+			"R2": {Name: "R2", Fence: fence{1, 9}, Steps: map[string]*step{"s": {Highest: 2, Attempts: map[uint32]*attempt{
+				2: {Phase: phaseNever, Ended: 8, Reason: "killed before it started"},
+			}}}},
+		},
+	}
+	if diff := cmp.Diff(want, d.ledger, sameLedger); diff != "" {
+		t.Errorf("ledger (-want +got):\n%s", diff)
+	}
+	if d.id != "FIXTURE" || d.last != 19 {
+		t.Errorf("journal %s at %d", d.id, d.last)
+	}
+}
+
 func FuzzDecodeJournal(f *testing.F) {
 	f.Add(journalText())
 	f.Add(journalText(intent(k1, 5), record{Kind: kindEnd, Request: "R", Step: "s", Attempt: 1, Phase: phaseExited, Code: 3}))

@@ -138,7 +138,7 @@ func TestSecondLinkToOneControllerIsTheLastResort(t *testing.T) {
 	w := newWorld(t)
 	c, same := w.controller("c1"), w.controller("c1")
 	w.agent([]*testController{c, same})
-	c.link()
+	c.link().sync()
 	first := same.link()
 	first.gone() // one leads there already
 	second := same.link()

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"cmp"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -76,10 +77,10 @@ func (o *outputs) keep(k key, now time.Time) {
 	}
 	// Most are empty.
 	err := syscall.Rmdir(d.file(dirWork))
-	if err != nil {
+	if err != nil && !errors.Is(err, syscall.ENOENT) {
 		err = os.RemoveAll(d.file(dirWork))
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, syscall.ENOENT) {
 		o.log.Warn("cannot remove a working directory", "err", err)
 	}
 	o.mu.Lock()

@@ -79,7 +79,7 @@ func (a *Agent) begin(ctx context.Context, r *run, c *wire.Start, seq uint64, qu
 	a.deps.Point(pointIntentAppended)
 	// While the intent goes to disk the directory can be made: it means nothing
 	// without the intent.
-	err := r.dir.prepare(c.GetScript())
+	err := r.dir.prepare(c.GetScript(), c.GetDir() == "")
 	a.deps.Point(pointPrepared)
 	if a.journal.wait(ctx, seq) != nil {
 		return

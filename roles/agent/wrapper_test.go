@@ -33,7 +33,7 @@ func launchIn(t testing.TB, dir attemptDir, script string, env map[string]string
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := dir.prepare(script); err != nil {
+	if err := dir.prepare(script, true); err != nil {
 		t.Fatal(err)
 	}
 	return launchPrepared(t, l, dir, script, env)
@@ -301,7 +301,7 @@ func TestASecondWrapperRunsNothing(t *testing.T) {
 	if code := w.code(); code != 0 {
 		t.Fatal(code)
 	}
-	if err := dir.prepare(script); !errors.Is(err, errStartedBefore) {
+	if err := dir.prepare(script, true); !errors.Is(err, errStartedBefore) {
 		t.Errorf("prepare a directory that was used: %v", err)
 	}
 	// Even if somebody launched it all the same.
@@ -322,7 +322,7 @@ func TestASecondWrapperRunsNothing(t *testing.T) {
 
 func TestPrepareThrowsAwayWhatWasNeverUsed(t *testing.T) {
 	dir := attemptDir(filepath.Join(t.TempDir(), "attempt"))
-	if err := dir.prepare("echo old"); err != nil {
+	if err := dir.prepare("echo old", true); err != nil {
 		t.Fatal(err)
 	}
 	w := launchIn(t, dir, "echo new", nil)
@@ -346,7 +346,7 @@ func TestLaunchThatFailsRunsNothing(t *testing.T) {
 	}
 	for name, tt := range tests {
 		dir := attemptDir(filepath.Join(t.TempDir(), "attempt"))
-		if err := dir.prepare("true"); err != nil {
+		if err := dir.prepare("true", true); err != nil {
 			t.Fatal(err)
 		}
 		if _, _, err := l.launch(dir, dir.command("true"), tt.work, tt.env); err == nil {
