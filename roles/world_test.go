@@ -524,104 +524,115 @@ func (m *machine) restart() {
 
 // ---- what may happen ----
 
+// The faults and orders that a world may see. Each world sees some of them only:
+// where everything goes wrong, little happens.
+var trouble = []string{"crash", "generation", "frozen", "cancel", "resolve", "give up", "restart", "reinstall", "lose", "floor", "reach"}
+
+type action struct {
+	weight int
+	do     func()
+}
+
 // act lets something happen that is possible now.
-func (w *world) act() {
-	type action struct {
-		weight int
-		do     func()
-	}
-	actions := map[string]action{
-		"crash": {2, func() {
-			w.former = append(w.former, w.owner)
-			w.takeOver()
-		}},
-		"crash before storing": {1, func() {
-			if len(w.net) > 0 {
-				if m := rapid.SampledFrom(w.net).Draw(w.t, "lost"); m.event != nil {
-					if _, _, err := Next(w.owner, m.event, ""); err != nil {
-						w.t.Fatalf("%+v: %v", m.event, err)
-					}
-				}
-			}
-			w.takeOver()
-		}},
-		"generation": {1, func() {
-			w.epoch++
-			w.takeOver()
-		}},
-		"cancel":  {1, func() { w.happens(Cancel{By: "ada"}) }},
-		"release": {2, func() { w.happens(Release{By: "ada"}) }},
-		"resolve": {2, func() {
-			w.happens(Resolve{
-				Step:  rapid.SampledFrom(w.owner.Steps).Draw(w.t, "step").Name,
-				As:    rapid.SampledFrom([]Verdict{VerdictSuccess, VerdictFailed, VerdictRerun}).Draw(w.t, "verdict"),
-				Force: rapid.Bool().Draw(w.t, "force"),
-			})
-		}},
-	}
-	for _, st := range w.owner.Steps {
-		if st.Status.out() {
-			actions["give up "+st.Name] = action{1, func() {
-				w.happens(AgentUnreachable{st.Agent})
-				w.happens(Resolve{
-					Step:  st.Name,
-					As:    rapid.SampledFrom([]Verdict{VerdictSuccess, VerdictFailed, VerdictRerun}).Draw(w.t, "verdict"),
-					Force: true,
-				})
-			}}
+func (w *world) act(troubles map[string]bool) {
+	actions := make(map[string]action)
+	may := func(kind, name string, weight int, do func()) {
+		if kind == "" || troubles[kind] {
+			actions[kind+name] = action{weight, do}
 		}
 	}
-	if effects := Pending(w.owner); len(effects) > 0 {
-		actions["effect"] = action{12, func() { w.perform(rapid.SampledFrom(effects).Draw(w.t, "effect")) }}
-	}
-	if len(w.net) > 0 {
-		actions["deliver new"] = action{12, func() { w.deliver(rapid.SampledFrom(w.net[max(0, len(w.net)-3):]).Draw(w.t, "message")) }}
-		actions["deliver any"] = action{8, func() { w.deliver(rapid.SampledFrom(w.net).Draw(w.t, "message")) }}
-	}
-	if len(w.former) > 0 {
-		actions["frozen owner"] = action{3, func() {
-			s := rapid.SampledFrom(w.former).Draw(w.t, "former")
-			for _, e := range Pending(s) {
-				if e.Kind != EffectChooseAgent && e.Kind != EffectWait {
-					w.send(e)
-				}
-			}
-		}}
-	}
+	w.ownerActions(may)
 	for _, name := range []string{"a1", "a2"} {
-		m := w.agents[name]
-		for _, id := range m.spawnable() {
-			actions[fmt.Sprint("spawn ", name, id)] = action{8, func() { m.spawn(id) }}
-		}
-		for _, id := range m.live() {
-			actions[fmt.Sprint("exit ", name, id)] = action{6, func() {
-				m.exit(id, rapid.SampledFrom([]int{0, 0, 1}).Draw(w.t, "code"))
-			}}
-			actions[fmt.Sprint("lose ", name, id)] = action{3, func() { m.lose(id) }}
-		}
-		actions["restart "+name] = action{1, m.restart}
-		actions["reinstall "+name] = action{1, func() {
-			m.reinstall()
-			w.net = append(w.net, message{event: JournalChanged{Agent: name, Journal: m.journal.ID}})
-		}}
-		actions["floor "+name] = action{1, func() {
-			if !m.knows { // other requests raise it, up to what the cluster has come to
-				m.floor = Fence{w.epoch, w.revised}
-			}
-		}}
-		actions["reach "+name] = action{1, func() {
-			if rapid.Bool().Draw(w.t, "lost") {
-				w.happens(AgentUnreachable{name})
-			} else {
-				w.happens(AgentReachable{name})
-			}
-		}}
+		w.agents[name].actions(may)
 	}
 	var names []string
 	for _, name := range slices.Sorted(maps.Keys(actions)) {
 		names = append(names, slices.Repeat([]string{name}, actions[name].weight)...)
 	}
-	actions[rapid.SampledFrom(names).Draw(w.t, "action")].do()
+	if len(names) > 0 {
+		actions[rapid.SampledFrom(names).Draw(w.t, "action")].do()
+	}
+}
+
+func (w *world) ownerActions(may func(kind, name string, weight int, do func())) {
+	if effects := Pending(w.owner); len(effects) > 0 {
+		may("", "effect", 12, func() { w.perform(rapid.SampledFrom(effects).Draw(w.t, "effect")) })
+	}
+	if n := len(w.net); n > 0 {
+		may("", "deliver new", 12, func() { w.deliver(rapid.SampledFrom(w.net[max(0, n-3):]).Draw(w.t, "message")) })
+		may("", "deliver any", 8, func() { w.deliver(rapid.SampledFrom(w.net).Draw(w.t, "message")) })
+	}
+	may("crash", "", 1, func() {
+		w.former = append(w.former, w.owner)
+		w.takeOver()
+	})
+	may("crash", " before storing", 1, func() {
+		if len(w.net) > 0 {
+			if m := rapid.SampledFrom(w.net).Draw(w.t, "lost"); m.event != nil {
+				if _, _, err := Next(w.owner, m.event, ""); err != nil {
+					w.t.Fatalf("%+v: %v", m.event, err)
+				}
+			}
+		}
+		w.takeOver()
+	})
+	if len(w.former) > 0 {
+		may("frozen", "", 3, func() {
+			for _, e := range Pending(rapid.SampledFrom(w.former).Draw(w.t, "former")) {
+				if e.Kind != EffectChooseAgent && e.Kind != EffectWait {
+					w.send(e)
+				}
+			}
+		})
+	}
+	may("generation", "", 1, func() {
+		w.epoch++
+		w.takeOver()
+	})
+	may("generation", " release", 3, func() { w.happens(Release{By: "ada"}) })
+	may("cancel", "", 1, func() { w.happens(Cancel{By: "ada"}) })
+	verdict := rapid.SampledFrom([]Verdict{VerdictSuccess, VerdictFailed, VerdictRerun})
+	for _, st := range w.owner.Steps {
+		if st.Status == StepInDoubt {
+			may("resolve", st.Name, 2, func() {
+				w.happens(Resolve{Step: st.Name, As: verdict.Draw(w.t, "verdict"), Force: rapid.Bool().Draw(w.t, "force")})
+			})
+		}
+		if st.Status.out() {
+			may("resolve", " early "+st.Name, 1, func() {
+				w.happens(Resolve{Step: st.Name, As: verdict.Draw(w.t, "verdict"), Force: rapid.Bool().Draw(w.t, "force")})
+			})
+			may("give up", st.Name, 1, func() {
+				w.happens(AgentUnreachable{st.Agent})
+				w.happens(Resolve{Step: st.Name, As: verdict.Draw(w.t, "verdict"), Force: true})
+			})
+		}
+	}
+}
+
+func (m *machine) actions(may func(kind, name string, weight int, do func())) {
+	w := m.w
+	for _, id := range m.spawnable() {
+		may("", fmt.Sprint("spawn ", m.name, id), 8, func() { m.spawn(id) })
+	}
+	for _, id := range m.live() {
+		may("", fmt.Sprint("exit ", m.name, id), 6, func() {
+			m.exit(id, rapid.SampledFrom([]int{0, 1}).Draw(w.t, "code"))
+		})
+		may("lose", fmt.Sprint(m.name, id), 4, func() { m.lose(id) })
+	}
+	may("restart", m.name, 1, m.restart)
+	may("reinstall", m.name, 1, func() {
+		m.reinstall()
+		w.net = append(w.net, message{event: JournalChanged{Agent: m.name, Journal: m.journal.ID}})
+	})
+	may("floor", m.name, 1, func() {
+		if !m.knows { // other requests raise it, up to what the cluster has come to
+			m.floor = Fence{w.epoch, w.revised}
+		}
+	})
+	may("reach", m.name, 1, func() { w.happens(AgentUnreachable{m.name}) })
+	may("reach", " again "+m.name, 1, func() { w.happens(AgentReachable{m.name}) })
 }
 
 // calm lets the world go on without faults: everything sent arrives, once and in
@@ -712,8 +723,12 @@ func genGraph(t *rapid.T) *Process {
 func TestTheEngineKeepsItsPromises(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWorld(t, genGraph(t))
-		for range rapid.SampledFrom([]int{0, 2, 5, 10, 20, 40, 80, 160}).Draw(t, "events") {
-			w.act()
+		troubles := make(map[string]bool)
+		for _, kind := range trouble {
+			troubles[kind] = rapid.Bool().Draw(t, kind)
+		}
+		for range rapid.SampledFrom([]int{5, 10, 20, 40, 80, 160}).Draw(t, "events") {
+			w.act(troubles)
 		}
 		w.calm()
 		status := w.owner.Record.Status
