@@ -34,6 +34,8 @@ type AloneOrder struct {
 	Lost []string `json:"lost"`
 	By   string   `json:"by"`
 	Why  string   `json:"why"`
+	// With is written with the first writes of the generation: the audit.
+	With []Write `json:"with,omitempty"`
 }
 
 // QuorumLost is for how long this member has seen no majority; 0 if it sees one.
@@ -181,6 +183,9 @@ func (m *Member) firstWrites(rec generationRecord, order *AloneOrder, me KV) []c
 			Node: lost, Decider: m.cfg.Name, Agreed: []string{order.By}, At: time.Now().UTC(),
 			Evidence: "an operator confirmed it after loss of quorum: " + order.Why,
 		}))))
+	}
+	for _, w := range order.With {
+		ops = append(ops, w.op())
 	}
 	return ops
 }

@@ -6,10 +6,14 @@ import (
 	"errors"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
 	"uac/coord"
 	"uac/roles"
+	"uac/roles/controller"
 	"uac/roles/controller/api"
 	"uac/roles/watch"
 	"uac/roles/wire"
@@ -56,6 +60,11 @@ func runWatch(ctx context.Context, d daemonDeps) error {
 		}
 		return api.Self{Node: n, BuildID: d.build.Commit, BuildDate: d.build.Date, Reason: st.Reason}
 	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	metrics := api.RequireAccess(pki.Viewer, func(_ context.Context, token string) (api.Actor, string, error) {
+		return controller.Authenticate(node.member.View(), token)
+	}, promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	members := wire.NewServer(wire.Options{MaxStreams: memberStreams})
 	wire.RegisterMemberServer(members, &wire.Forwarder{Name: cfg.Node.Name, Dial: node.dialer.dial})
 
@@ -65,7 +74,7 @@ func runWatch(ctx context.Context, d daemonDeps) error {
 	g.Go(func() error { return node.links.Run(below) })
 	g.Go(func() error { return serveGRPC(below, node.links.Class(wire.ClassMember), members) })
 	g.Go(func() error {
-		return api.Serve(below, tls.NewListener(apiListener, apiTLS), api.NewProbes(self, nil), d.log)
+		return api.Serve(below, tls.NewListener(apiListener, apiTLS), api.NewProbes(self, metrics), d.log)
 	})
 	g.Go(func() error { return node.member.Run(below) })
 	g.Go(func() error {

@@ -31,14 +31,20 @@ func (r tokenRecord) view(id string) api.Token {
 	return api.Token{ID: id}
 }
 
-// Authenticate returns who an API token stands for. It reads this node's copy
-// of the store, so it works without a majority.
+// Authenticate returns who an API token stands for.
 func (c *Controller) Authenticate(_ context.Context, token string) (api.Actor, string, error) {
+	return Authenticate(c.member.View(), token)
+}
+
+// Authenticate returns who an API token stands for, and its access. It reads
+// the node's copy of the store, so it works without a majority and on nodes that
+// serve nothing but probes and metrics.
+func Authenticate(view *coord.View, token string) (api.Actor, string, error) {
 	id, err := pki.APITokenID(token)
 	if err != nil {
 		return api.Actor{}, "", fmt.Errorf("%w: %w", api.ErrUnauthenticated, err)
 	}
-	kv, ok := c.member.View().Get(tokenKey(id))
+	kv, ok := view.Get(tokenKey(id))
 	if !ok {
 		return api.Actor{}, "", fmt.Errorf("%w: %w", api.ErrUnauthenticated, pki.ErrTokenWrong)
 	}
@@ -79,14 +85,14 @@ func (c *Controller) CreateToken(ctx context.Context, a api.Actor, spec api.Toke
 		}
 		text, id, rec.Join = t, r.ID, &r
 	}
-	_, err = s.Commit(ctx, coord.Tx{Then: []coord.Write{
+	made := rec.view(id)
+	err = c.commit(ctx, s,
 		coord.Put(tokenKey(id), encode(rec)),
-		c.audit(a, "token.created", id, map[string]string{"role": spec.Role, "name": spec.Name}),
-	}})
+		c.audit(a, "token.created", id, map[string]string{"role": made.Role, "name": made.Name}))
 	if err != nil {
-		return "", api.Token{}, unavailable(err)
+		return "", api.Token{}, err
 	}
-	return text, rec.view(id), nil
+	return text, made, nil
 }
 
 // ListTokens lists all tokens without their secrets.
@@ -112,8 +118,7 @@ func (c *Controller) DeleteToken(ctx context.Context, a api.Actor, id string) er
 	if !ok {
 		return fmt.Errorf("%w: token %s", api.ErrNotFound, id)
 	}
-	_, err = s.Commit(ctx, coord.Tx{Then: []coord.Write{coord.Del(kv.Key), c.audit(a, "token.deleted", id, nil)}})
-	return unavailable(err)
+	return c.commit(ctx, s, coord.Del(kv.Key), c.audit(a, "token.deleted", id, nil))
 }
 
 // ImportToken stores the record of a token that was made while the cluster was
@@ -149,10 +154,13 @@ func (c *Controller) ReleaseLock(ctx context.Context, a api.Actor, name string) 
 		return err
 	}
 	n, err := s.ReleaseLock(ctx, name, c.audit(a, "lock.released", name, nil))
-	if err == nil && n == 0 {
+	switch {
+	case err != nil:
+		return unavailable(err)
+	case n == 0:
 		return fmt.Errorf("%w: nobody holds lock %s", api.ErrNotFound, name)
 	}
-	return unavailable(err)
+	return unavailable(c.member.Sync(ctx))
 }
 
 // ListEvents lists the newest events first.
@@ -170,6 +178,16 @@ func (c *Controller) ListEvents(_ context.Context, limit int) ([]api.Event, erro
 		out = out[:limit]
 	}
 	return out, nil
+}
+
+// commit stores writes and returns when this controller shows them, so that the
+// revision that goes with the answer covers them.
+func (c *Controller) commit(ctx context.Context, s *coord.Session, writes ...coord.Write) error {
+	res, err := s.Commit(ctx, coord.Tx{Then: writes})
+	if err == nil {
+		err = c.member.View().Wait(ctx, res.Revision)
+	}
+	return unavailable(err)
 }
 
 // unavailable turns an error of a commit into what the API says about it.

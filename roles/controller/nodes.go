@@ -237,7 +237,10 @@ func (c *Controller) RemoveNode(ctx context.Context, a api.Actor, node string) e
 	if _, err := c.findNode(node); err != nil {
 		return err
 	}
-	return orderError(s.RemoveNode(ctx, node, c.audit(a, "node.removed", node, nil)))
+	if err := s.RemoveNode(ctx, node, c.audit(a, "node.removed", node, nil)); err != nil {
+		return orderError(err)
+	}
+	return unavailable(c.member.Sync(ctx))
 }
 
 // ConfirmLost takes an operator's word that nodes are lost. With a majority it
@@ -246,7 +249,9 @@ func (c *Controller) RemoveNode(ctx context.Context, a api.Actor, node string) e
 func (c *Controller) ConfirmLost(ctx context.Context, a api.Actor, nodes []string) (string, error) {
 	s := c.session.Load()
 	if s == nil || s.Check() != nil {
-		err := c.member.ContinueAlone(coord.AloneOrder{Lost: nodes, By: a.Name, Why: a.Why})
+		err := c.member.ContinueAlone(coord.AloneOrder{Lost: nodes, By: a.Name, Why: a.Why, With: []coord.Write{
+			c.audit(a, "node.confirmed_lost", strings.Join(nodes, " "), map[string]string{"majority": "none"}),
+		}})
 		if err != nil {
 			return "", fmt.Errorf("%w: %w", api.ErrConflict, err)
 		}
@@ -260,5 +265,5 @@ func (c *Controller) ConfirmLost(ctx context.Context, a api.Actor, nodes []strin
 		}
 		said = append(said, text)
 	}
-	return strings.Join(said, "; "), nil
+	return strings.Join(said, "; "), unavailable(c.member.Sync(ctx))
 }

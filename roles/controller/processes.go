@@ -67,11 +67,7 @@ func (c *Controller) ApplyProcesses(ctx context.Context, a api.Actor, ps []roles
 	if dryRun || len(writes) == 0 {
 		return out, nil
 	}
-	res, err := s.Commit(ctx, coord.Tx{Then: writes})
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	return out, c.member.View().Wait(ctx, res.Revision)
+	return out, c.commit(ctx, s, writes...)
 }
 
 // DeleteProcess deletes a definition; requests keep their frozen copies.
@@ -83,9 +79,5 @@ func (c *Controller) DeleteProcess(ctx context.Context, a api.Actor, name string
 	if _, err := c.GetProcess(ctx, name); err != nil {
 		return err
 	}
-	res, err := s.Commit(ctx, coord.Tx{Then: []coord.Write{coord.Del(processKey(name)), c.audit(a, "process.deleted", name, nil)}})
-	if err != nil {
-		return unavailable(err)
-	}
-	return c.member.View().Wait(ctx, res.Revision)
+	return c.commit(ctx, s, coord.Del(processKey(name)), c.audit(a, "process.deleted", name, nil))
 }

@@ -334,12 +334,7 @@ func (c *Controller) tell(ctx context.Context, a api.Actor, id string, cmd comma
 		}
 		return fmt.Errorf("%w: %w", api.ErrInvalid, err)
 	}
-	res, err := s.Commit(ctx, coord.Tx{Then: []coord.Write{
+	return c.commit(ctx, s,
 		coord.Put(inboxKey(id, newID()), encode(cmd)),
-		c.audit(a, "request."+cmd.Kind, id, map[string]string{"step": cmd.Step, "as": string(cmd.As)}),
-	}})
-	if err != nil {
-		return unavailable(err)
-	}
-	return c.member.View().Wait(ctx, res.Revision)
+		c.audit(a, "request."+cmd.Kind, id, map[string]string{"step": cmd.Step, "as": string(cmd.As)}))
 }
