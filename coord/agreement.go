@@ -66,9 +66,6 @@ func (b *ballots) ask(now time.Time, suspect string, epoch int64) askMsg {
 	return askMsg{Suspect: suspect, Epoch: epoch, Number: b.number}
 }
 
-// end forgets the question: the evidence that gave rise to it is gone.
-func (b *ballots) end(suspect string) { delete(b.open, suspect) }
-
 // vote takes in a voter's answer. The last word about the newest number counts.
 func (b *ballots) vote(voter string, v *voteMsg) {
 	o := b.open[v.Suspect]

@@ -62,8 +62,6 @@ func TestAgreement(t *testing.T) {
 			votes: func(b *ballots) {
 				b.vote("w1", &voteMsg{Suspect: "c1", Epoch: 9, Number: 1, Yes: true})
 			}},
-		{name: "asked no more", b: asked(0), voters: three, own: evSilence,
-			votes: func(b *ballots) { b.vote("w1", yes(1)); b.end("c1") }},
 		{name: "this member has no vote", b: asked(0), voters: []string{"c1", "c3", "w1"}, own: evSilence,
 			votes: func(b *ballots) { b.vote("c3", yes(1)); b.vote("w1", yes(1)) }},
 		{name: "alive expired counts as a majority", b: newBallots("c2"), voters: three, own: evSilence | evAliveExpired, want: []string{"c2"},
@@ -288,9 +286,6 @@ func (m *model) review(v *modelVoter) evidence {
 			v.seen.withhold(paper.received.Add(withholdFor))
 		}
 		m.put(v.name, paper.to, message{Vote: &paper.voteMsg})
-	}
-	if e == 0 {
-		v.ballots.end(m.names[0])
 	}
 	return e
 }

@@ -12,31 +12,30 @@ import (
 // dial keeps a connection to the peer until ctx ends. How a connection ends and
 // what the next dial finds is evidence, so it dials again at once.
 func (m *mesh) dial(ctx context.Context, p *peer) {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
 	var wait time.Duration
 	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-p.redial:
-			wait = 0
-		case <-timer.C:
-		}
 		began := time.Now()
 		linked, err := m.connect(ctx, p)
-		if ctx.Err() != nil {
-			return
-		}
 		switch {
 		case linked && time.Since(began) >= m.cfg.Silence:
 			wait = 0
-		case linked || passing(err):
-			wait = min(max(2*wait, firstRedial), m.cfg.Silence/pulsesPerSilence)
-		default:
+			continue
+		case !linked && lasting(err):
 			wait = refusalPause
+		default:
+			wait = min(max(2*wait, firstRedial), m.cfg.Silence/pulsesPerSilence)
 		}
-		timer.Reset(wait)
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-p.redial:
+			wait = 0
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return
+		}
 	}
 }
 
@@ -167,10 +166,13 @@ func (m *mesh) welcome(conn net.Conn) error {
 // isPeer checks the certificate of a connection that this member dialed.
 func (m *mesh) isPeer(conn net.Conn, peer string) error {
 	name, err := m.cfg.Identify(conn)
-	if err == nil && name != peer {
-		err = fmt.Errorf("%w: %s answers in the place of %s", errHello, name, peer)
+	if err != nil {
+		return fmt.Errorf("%w: identify %s: %w", errHello, peer, err)
 	}
-	return err
+	if name != peer {
+		return fmt.Errorf("%w: %s answers in the place of %s", errHello, name, peer)
+	}
+	return nil
 }
 
 // greeting is this member's hello.

@@ -206,7 +206,7 @@ func (o *observed) pulse(now time.Time, p *pulseMsg, answered bool) {
 // speaksForSession reports whether pulses of the node are about the session in
 // question.
 func (o *observed) speaksForSession() bool {
-	return o.epoch != 0 && o.peerRun == o.run && o.peerEpoch == o.epoch
+	return o.epoch != 0 && o.peerEpoch == o.epoch
 }
 
 // alive tells that the session's alive key expired, or that it is there.

@@ -2,9 +2,9 @@ package coord
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"sync"
 	"syscall"
@@ -129,6 +129,12 @@ func (l *link) why() error {
 	return l.reason
 }
 
+// answered reports whether the sender of the pulse had a fresh echo of ours that
+// named the session.
+func (l *link) answered(p *pulseMsg, epoch int64) bool {
+	return l.namedFrom != 0 && l.named == epoch && p.Heard >= l.namedFrom && p.Seq-p.Heard <= freshEcho
+}
+
 // closeNow closes a connection without a farewell: TLS would first try to send
 // one, and for that wait seconds for a peer that does not read.
 func closeNow(c net.Conn) {
@@ -156,11 +162,11 @@ func closeOnEnd(ctx context.Context, c net.Conn) (stop func()) {
 // refused reports whether a dial found that nobody listens.
 func refused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
 
-// passing reports whether an error of a dial or a hello is one of the network,
-// so that it is worth trying again soon.
-func passing(err error) bool {
-	var errno syscall.Errno
-	var timeout net.Error
-	return errors.As(err, &errno) || errors.As(err, &timeout) && timeout.Timeout() ||
-		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, context.DeadlineExceeded)
+// lasting reports whether a dial or a hello failed for a reason that will be the
+// same next time: a certificate that one side does not accept, a hello refused.
+func lasting(err error) bool {
+	var cert *tls.CertificateVerificationError
+	var op *net.OpError
+	return errors.Is(err, errHello) || errors.Is(err, errFrame) || errors.As(err, &cert) ||
+		errors.As(err, &op) && (op.Op == "remote error" || op.Op == "local error") // TLS alerts
 }

@@ -327,16 +327,10 @@ func (m *mesh) Snapshot() []PeerStatus {
 // loop does what is due by time: pulses, repeated questions, silence.
 func (m *mesh) loop(ctx context.Context) {
 	every := m.cfg.Silence / pulsesPerSilence
-	timer := time.NewTimer(0)
+	timer := time.NewTimer(every)
 	defer timer.Stop()
 	nextPulse := time.Now()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-timer.C:
-		case <-m.wake:
-		}
+	for ctx.Err() == nil {
 		now := m.lock()
 		if !now.Before(nextPulse) {
 			m.pulseAll(now)
@@ -360,6 +354,11 @@ func (m *mesh) loop(ctx context.Context) {
 		}
 		m.unlock()
 		timer.Reset(next.Sub(now))
+		select {
+		case <-timer.C:
+		case <-m.wake:
+		case <-ctx.Done():
+		}
 	}
 }
 
@@ -388,7 +387,6 @@ func (m *mesh) review(now time.Time, p *peer) {
 	was := p.evidence
 	if renewed {
 		was = 0
-		m.ballots.end(p.name)
 		if p.in != nil && p.in.echoed != 0 {
 			// What it learns from this echo it should not learn a pulse later:
 			// that its new session is known, or that its session is over.
@@ -402,10 +400,7 @@ func (m *mesh) review(now time.Time, p *peer) {
 	for _, paper := range m.booth.vote(now, p.name, epoch, e) {
 		m.cast(p, paper, e)
 	}
-	switch {
-	case e == 0 && was != 0:
-		m.ballots.end(p.name)
-	case e != 0 && was == 0:
+	if e != 0 && was == 0 {
 		m.ask(now, p)
 		m.poke()
 	}
@@ -540,7 +535,7 @@ func (m *mesh) fromDialer(p *peer, l *link, msg *message) error {
 	case msg.Pulse != nil:
 		return m.pulsed(now, p, l, msg.Pulse)
 	case msg.Ask != nil:
-		if suspect := m.peers[msg.Ask.Suspect]; suspect != nil && suspect != p {
+		if suspect := m.peers[msg.Ask.Suspect]; suspect != nil {
 			m.booth.ask(now, p.name, msg.Ask)
 			m.review(now, suspect)
 		}
@@ -558,9 +553,7 @@ func (m *mesh) pulsed(now time.Time, p *peer, l *link, msg *pulseMsg) error {
 	if m.generation(p.name, msg.Generation) != "" {
 		return nil // of another history: it gets no echo, so it will not act
 	}
-	answered := l.namedFrom != 0 && l.named == p.seen.epoch &&
-		msg.Heard >= l.namedFrom && msg.Seq-msg.Heard <= freshEcho
-	p.seen.pulse(now, msg, answered)
+	p.seen.pulse(now, msg, l.answered(msg, p.seen.epoch))
 	m.review(now, p)
 	m.echo(now, p, msg.Seq)
 	return nil
@@ -655,5 +648,4 @@ func (m *mesh) linkDown(p *peer, l *link) {
 		}
 	}
 	m.review(now, p)
-	m.pulseIfChanged(now)
 }

@@ -27,8 +27,8 @@ import (
 const maxFrame = 64 << 10
 
 var (
-	errFrameSize = errors.New("frame length out of bounds")
 	errFrame     = errors.New("malformed frame")
+	errFrameSize = fmt.Errorf("%w: length out of bounds", errFrame)
 )
 
 // origin is what a member durably knows about the beginning of its data.

@@ -107,6 +107,18 @@ func TestTrust(t *testing.T) {
 				tr.linkUp("c2")
 				mustEcho(t, tr, "c2", pulsedAt(tr, 0, "c2"), 10, 10)
 			}}},
+		{name: "an ended session, while there is none", voters: three, epoch: 10, want: "is over",
+			steps: []step{heardBy("c2", "w1"), func(t *testing.T, tr *trust) {
+				mustEcho(t, tr, "c2", pulsedAt(tr, 0, "c2"), 0, 10)
+				mustEcho(t, tr, "c2", pulsedAt(tr, 0, "c2"), 11, 0)
+			}}},
+		{name: "a newer pulse was echoed for another session", voters: three, epoch: 11, now: 900 * ms, wrote: 800 * ms, want: "900ms ago",
+			steps: []step{func(t *testing.T, tr *trust) {
+				tr.linkUp("w1")
+				first, second := pulsedAt(tr, 0, "w1"), pulsedAt(tr, 850*ms, "w1")
+				mustEcho(t, tr, "w1", second, 10, 11)
+				mustEcho(t, tr, "w1", first, 11, 11)
+			}}},
 		{name: "the session after the ended one", voters: three, epoch: 11,
 			steps: []step{heardBy("c2"), func(t *testing.T, tr *trust) {
 				mustEcho(t, tr, "c2", pulsedAt(tr, 0, "c2"), 0, 10)
