@@ -185,6 +185,17 @@ func (c *Cluster) awaitEnd(name string, pid int) {
 	})
 }
 
+// exited waits until it is known that a node ended by itself with this code.
+func (c *Cluster) exited(name string, code int) {
+	c.t.Helper()
+	c.await(name+" exits", func() string {
+		if want := fmt.Sprintf("%s ended by itself: exit status %d", name, code); !strings.Contains(c.run.ends(), want) {
+			return fmt.Sprintf("want %q, got:\n%s", want, c.run.ends())
+		}
+		return ""
+	})
+}
+
 func (c *Cluster) start(name string) {
 	c.t.Helper()
 	if err := c.run.start(name); err != nil {

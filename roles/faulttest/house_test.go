@@ -99,7 +99,5 @@ func (c *Cluster) refuses(name string, why ...string) {
 			c.t.Errorf("the log of %s does not say %q", name, part)
 		}
 	}
-	if want := name + " ended by itself: exit status 2"; !strings.Contains(c.run.ends(), want) {
-		c.t.Errorf("%s did not exit with 2; processes that ended:\n%s", name, c.run.ends())
-	}
+	c.exited(name, 2)
 }
