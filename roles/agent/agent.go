@@ -92,7 +92,7 @@ func (a *Agent) Ready() <-chan struct{} { return a.ready }
 // once. An error means that the agent cannot go on: its directory is in use or
 // damaged, or its journal cannot be written.
 func (a *Agent) Run(ctx context.Context) error {
-	unlock, err := a.open()
+	unlock, err := a.open(ctx)
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
@@ -135,7 +135,7 @@ func (a *Agent) Run(ctx context.Context) error {
 }
 
 // open takes possession of the data directory and reads it.
-func (a *Agent) open() (unlock func(), err error) {
+func (a *Agent) open(ctx context.Context) (unlock func(), err error) {
 	attempts := filepath.Join(a.cfg.DataDir, dirAttempts)
 	if err := durable.MkdirAll(attempts, 0o700); err != nil {
 		return nil, err
@@ -149,7 +149,7 @@ func (a *Agent) open() (unlock func(), err error) {
 			lock.Close()
 		}
 	}()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := lockFile(ctx, lock); err != nil {
 		return nil, fmt.Errorf("%s is in use by another agent: %w", a.cfg.DataDir, err)
 	}
 	if a.boot, err = bootID(); err != nil {
@@ -170,6 +170,28 @@ func (a *Agent) open() (unlock func(), err error) {
 	a.outputs = newOutputs(attempts, a.cfg, a.log)
 	a.slots = make(chan struct{}, a.cfg.MaxAttempts)
 	return func() { lock.Close() }, nil
+}
+
+// lockPatience is for how long a lock is waited for that should be free. A child that
+// an agent was just starting when it died has the lock until it runs another program.
+const lockPatience = time.Second
+
+func lockFile(ctx context.Context, f *os.File) error {
+	ctx, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	again := time.NewTicker(lockPatience / 50)
+	defer again.Stop()
+	for {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return err
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 const (
