@@ -26,9 +26,6 @@ import (
 // pingInterval is how often links to agents are pinged.
 const pingInterval = time.Second
 
-// memberStreams bounds the calls that one member has open at another.
-const memberStreams = 1000
-
 // runController runs a node with the role controller.
 func runController(ctx context.Context, d daemonDeps) error {
 	cfg := d.cfg
@@ -99,7 +96,10 @@ func runController(ctx context.Context, d daemonDeps) error {
 	if err != nil {
 		return err
 	}
-	links, members, joins := wire.NewServer(wire.Options{}), wire.NewServer(wire.Options{MaxStreams: memberStreams}), wire.NewServer(wire.Options{})
+	// An agent gives a silent link up after three pings; so does this side, or
+	// commands would go into a dead connection while the agent has another.
+	links := wire.NewServer(wire.Options{PingInterval: 2 * pingInterval, PingTimeout: pingInterval})
+	members, joins := newMemberServer(), wire.NewServer(wire.Options{})
 	c.RegisterLinks(links)
 	c.RegisterMembers(members)
 	c.RegisterEnroll(joins)

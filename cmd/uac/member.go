@@ -158,6 +158,20 @@ func apiURL(cfg config.Config, listen net.Addr) string {
 	return "https://" + net.JoinHostPort(host, port)
 }
 
+// memberStreams bounds the calls that one member has open at another.
+const memberStreams = 1000
+
+// memberPings find out that a connection between members is dead; without them a
+// call after a network cut would go into it for minutes.
+var memberPings = wire.Options{PingInterval: 2 * pingInterval, PingTimeout: pingInterval}
+
+// newMemberServer returns the server for calls of other members.
+func newMemberServer() *grpc.Server {
+	o := memberPings
+	o.MaxStreams = memberStreams
+	return wire.NewServer(o)
+}
+
 // memberDialer keeps one connection to the member service of every other
 // member. Safe for concurrent use.
 type memberDialer struct {
@@ -190,7 +204,7 @@ func (d *memberDialer) dial(_ context.Context, node string) (wire.MemberClient, 
 		if err != nil {
 			return nil, err
 		}
-		if conn, err = wire.NewClient(wire.ClassMember, addr, conf, wire.Options{}); err != nil {
+		if conn, err = wire.NewClient(wire.ClassMember, addr, conf, memberPings); err != nil {
 			return nil, err
 		}
 		d.conns[node] = conn

@@ -65,7 +65,7 @@ func runWatch(ctx context.Context, d daemonDeps) error {
 	metrics := api.RequireAccess(pki.Viewer, func(_ context.Context, token string) (api.Actor, string, error) {
 		return controller.Authenticate(node.member.View(), token)
 	}, promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	members := wire.NewServer(wire.Options{MaxStreams: memberStreams})
+	members := newMemberServer()
 	wire.RegisterMemberServer(members, &wire.Forwarder{Name: cfg.Node.Name, Dial: node.dialer.dial})
 
 	below, stopBelow := context.WithCancel(context.WithoutCancel(ctx))

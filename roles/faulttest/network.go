@@ -1,0 +1,313 @@
+package faulttest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"uac/codestation/durable"
+)
+
+// A network cluster has every node in a network namespace of its own. All are
+// connected to a bridge in one more namespace, the hub, where packets between
+// any two nodes can be dropped in one direction or both. Nothing of this is seen
+// outside of the namespaces, and it ends with them.
+
+// prefix begins the name of every namespace that these tests make, followed by
+// the pid of the process that made it.
+const prefix = "uacfault-"
+
+// Subnet of the nodes; it exists only in the namespaces.
+const (
+	networkPrefix = "10.213.77."
+	hubAddress    = networkPrefix + "254"
+)
+
+// networkRunner runs nodes in namespaces.
+type networkRunner struct {
+	dir string
+	hub string // name of the namespace with the bridge
+
+	mu    sync.Mutex // guards the fields below
+	all   []node
+	said  strings.Builder
+	hosts map[string]string // address by node
+}
+
+// needNetwork skips the test, loudly, where namespaces cannot be made.
+func needNetwork(t testing.TB) {
+	t.Helper()
+	skip := func(why string) {
+		fmt.Fprintf(os.Stderr, "SKIPPED: %s: %s\n", t.Name(), why)
+		t.Skip(why)
+	}
+	if os.Geteuid() != 0 {
+		skip("network namespaces need root")
+	}
+	for _, tool := range []string{"ip", "nft"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			skip("the program " + tool + " is missing (packages iproute2 and nftables)")
+		}
+	}
+	sweepNamespaces(t)
+	probe := namespace("probe")
+	if err := run("", "ip", "netns", "add", probe); err != nil {
+		skip("network namespaces cannot be made here: " + err.Error())
+	}
+	defer func() { _ = run("", "ip", "netns", "del", probe) }()
+	if err := inside(probe, "table bridge t {\n}\n", "nft", "-f", "-"); err != nil {
+		skip("bridges cannot be filtered here: " + err.Error())
+	}
+}
+
+func namespace(name string) string { return fmt.Sprintf("%s%d-%s", prefix, os.Getpid(), name) }
+
+// sweepNamespaces removes what tests left that could not clean up.
+func sweepNamespaces(t testing.TB) {
+	t.Helper()
+	out, err := exec.Command("ip", "-json", "netns", "list").Output()
+	if err != nil {
+		return // then there are none
+	}
+	var all []struct {
+		Name string `json:"name"`
+	}
+	_ = json.Unmarshal(out, &all) // nothing at all, if there are none
+	for _, ns := range all {
+		rest, ours := strings.CutPrefix(ns.Name, prefix)
+		pid, _, _ := strings.Cut(rest, "-")
+		if n, err := strconv.Atoi(pid); ours && err == nil && errors.Is(syscall.Kill(n, 0), syscall.ESRCH) {
+			t.Log("removing the namespace that an earlier run left:", ns.Name)
+			_ = run("", "ip", "netns", "del", ns.Name)
+		}
+	}
+}
+
+// run runs a program with input and returns what went wrong.
+func run(input, program string, args ...string) error {
+	cmd := exec.Command(program, args...)
+	cmd.Stdin = strings.NewReader(input)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// inside runs a program in a namespace.
+func inside(ns, input, program string, args ...string) error {
+	return run(input, "ip", append([]string{"netns", "exec", ns, program}, args...)...)
+}
+
+// startNetwork starts two controllers, a watch and two agents, each in its own
+// namespace, and waits until the cluster serves.
+func startNetwork(t testing.TB, set ...string) (*Cluster, *networkRunner) {
+	t.Helper()
+	needNetwork(t)
+	dir := clusterDir(t)
+	r := &networkRunner{dir: dir, hub: namespace("hub"), hosts: map[string]string{}}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	names := []string{"c1", "c2", "w1", "a1", "a2"}
+	roles := map[byte]string{'c': "controller", 'w': "watch", 'a': "agent"}
+	t.Cleanup(func() {
+		r.stop()
+		for _, name := range append(slices.Clone(names), "hub") {
+			_ = run("", "ip", "netns", "del", namespace(name)) // some may not exist
+		}
+	})
+	must(run("", "ip", "netns", "add", r.hub))
+	must(run("", "ip", "-n", r.hub, "link", "add", "br0", "type", "bridge"))
+	must(run("", "ip", "-n", r.hub, "link", "set", "br0", "up"))
+	must(run("", "ip", "-n", r.hub, "addr", "add", hubAddress+"/24", "dev", "br0"))
+	pki := filepath.Join(dir, "pki")
+	must(run("", binary, "pki", "init", "--cluster", "net", "--dir", pki))
+	for i, name := range names {
+		ns, addr := namespace(name), networkPrefix+strconv.Itoa(i+1)
+		r.hosts[name] = addr
+		must(run("", "ip", "netns", "add", ns))
+		must(run("", "ip", "-n", r.hub, "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", ns))
+		must(run("", "ip", "-n", r.hub, "link", "set", name, "master", "br0", "up"))
+		must(run("", "ip", "-n", ns, "addr", "add", addr+"/24", "dev", "eth0"))
+		must(run("", "ip", "-n", ns, "link", "set", "eth0", "up"))
+		must(run("", "ip", "-n", ns, "link", "set", "lo", "up"))
+		home := filepath.Join(dir, name)
+		n := node{Name: name, Role: roles[name[0]], DataDir: filepath.Join(home, "data"), Log: filepath.Join(home, "log")}
+		args := []string{"pki", "issue", "--dir", pki, "--role", n.Role, "--name", name}
+		if n.Role != "agent" {
+			n.API = "https://" + addr + ":7600"
+			args = append(args, "--host", addr)
+		}
+		must(durable.MkdirAll(n.DataDir, 0o700))
+		must(run("", binary, append(args, filepath.Join(n.DataDir, "pki"))...))
+		r.all = append(r.all, n)
+	}
+	for _, n := range r.all {
+		must(durable.WriteFile(filepath.Join(dir, n.Name, "uac.yaml"), []byte(r.config(n, set)), 0o644))
+	}
+	for _, n := range r.all {
+		must(r.start(n.Name))
+	}
+	token, err := os.ReadFile(filepath.Join(pki, "admin.token"))
+	must(err)
+	c := attach(t, dir, r, strings.TrimSpace(string(token)), filepath.Join(pki, "ca", "root.crt"), r.dial)
+	c.healthy()
+	return c, r
+}
+
+// config is the configuration file of a node.
+func (r *networkRunner) config(n node, set []string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "node: {role: %s, name: %s, data_dir: %q}\n", n.Role, n.Name, n.DataDir)
+	fmt.Fprintf(&b, "cluster: {name: net%s}\n", strings.Join(append([]string{""}, set...), ", "))
+	if n.Role == "agent" {
+		fmt.Fprintf(&b, "agent: {servers: [%s, %s], labels: {tier: web}}\n", r.hosts["c1"], r.hosts["c2"])
+		return b.String()
+	}
+	addr := r.hosts[n.Name]
+	fmt.Fprintf(&b, "listen: {api: \"%[1]s:7600\", raft: \"%[1]s:7601\", link: \"%[1]s:7602\"}\nmembers:\n", addr)
+	for _, m := range r.all {
+		if m.Role != "agent" {
+			fmt.Fprintf(&b, "- {name: %s, role: %s, address: %s}\n", m.Name, m.Role, r.hosts[m.Name])
+		}
+	}
+	return b.String()
+}
+
+// dial connects from the hub, which reaches every node whatever is cut between
+// them.
+func (r *networkRunner) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	type dialed struct {
+		conn net.Conn
+		err  error
+	}
+	done := make(chan dialed, 1)
+	go func() {
+		// A socket stays in the namespace of the thread that made it. The thread
+		// is not given back: it ends with this goroutine.
+		runtime.LockOSThread()
+		f, err := os.Open("/run/netns/" + r.hub)
+		if err != nil {
+			done <- dialed{nil, err}
+			return
+		}
+		defer func() { _ = f.Close() }()
+		if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- dialed{nil, err}
+			return
+		}
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, network, addr)
+		done <- dialed{conn, err}
+	}()
+	d := <-done
+	return d.conn, d.err
+}
+
+// direction is a way through the bridge; an empty end is any node.
+type direction struct{ from, to string }
+
+// both are the two directions between nodes.
+func both(a, b string) []direction { return []direction{{a, b}, {b, a}} }
+
+// cut drops all packets in the given directions, and only there, until the next
+// cut. Without directions everything is whole again.
+func (r *networkRunner) cut(t testing.TB, directions ...direction) {
+	t.Helper()
+	rules := "table bridge cut\ndelete table bridge cut\n" // whether it exists or not
+	if len(directions) > 0 {
+		rules += "table bridge cut {\n chain f {\n  type filter hook forward priority 0;\n"
+		for _, d := range directions {
+			rules += fmt.Sprintf("  iifname %q oifname %q drop;\n", d.from, d.to)
+		}
+		rules += " }\n}\n"
+	}
+	if err := inside(r.hub, rules, "nft", "-f", "-"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (r *networkRunner) nodes() []node {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.all)
+}
+
+func (r *networkRunner) find(name string) *node {
+	for i := range r.all {
+		if r.all[i].Name == name {
+			return &r.all[i]
+		}
+	}
+	return nil
+}
+
+func (r *networkRunner) start(name string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := r.find(name)
+	if n == nil || n.PID != 0 {
+		return fmt.Errorf("%s does not exist or runs", name)
+	}
+	log, err := os.OpenFile(n.Log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()
+	cmd := exec.Command("ip", "netns", "exec", namespace(name), binary, "--config", filepath.Join(r.dir, name, "uac.yaml"))
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := spawn(cmd); err != nil { // ip replaces itself by the program
+		return err
+	}
+	pid := cmd.Process.Pid
+	n.PID = pid
+	go func() {
+		err := cmd.Wait()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if n := r.find(name); n.PID == pid {
+			n.PID = 0
+		}
+		fmt.Fprintf(&r.said, "%s ended: %v\n", name, err)
+	}()
+	return nil
+}
+
+func (r *networkRunner) reaped(name string, pid int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := r.find(name)
+	return n == nil || n.PID != pid
+}
+
+func (r *networkRunner) ends() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.said.String()
+}
+
+// stop kills what runs: how nodes end in order is for other tests.
+func (r *networkRunner) stop() {
+	for _, n := range r.nodes() {
+		if n.PID != 0 {
+			_ = syscall.Kill(n.PID, syscall.SIGKILL)
+		}
+	}
+}
