@@ -64,8 +64,9 @@ func (d *desk) refused(agent string, ref *wire.Refusal) {
 		// it was sent. With the same id, the journal has gone back since.
 		id := ref.GetJournal().GetId()
 		d.apply(o, roles.JournalChanged{Agent: agent, Journal: id, WentBack: o.reported(agent, id) > 0})
-	case wire.Refusal_WRONG_LINK, wire.Refusal_OVERLAP:
-		// Sent over a link that was replaced, or too early: again, later.
+	case wire.Refusal_WRONG_LINK, wire.Refusal_OVERLAP, wire.Refusal_BUSY:
+		// Sent over a link that was replaced, or too early, or to an agent that has
+		// enough to do: again, later.
 		d.after(refusedRetry, func() {
 			if d.owned[o.id] != o {
 				return
