@@ -117,7 +117,7 @@ func (m *mesh) accept(ctx context.Context, wg *sync.WaitGroup) error {
 		conn, err := m.cfg.Listener.Accept()
 		if err != nil {
 			if ctx.Err() != nil {
-				return nil
+				return ctx.Err()
 			}
 			return fmt.Errorf("accept pulses: %w", err)
 		}

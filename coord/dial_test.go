@@ -188,7 +188,7 @@ func TestStrangersAreRefused(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			withPuppets(t, func(t *testing.T, f *fabric, c2 *testNode, _, _ *puppet) {
+			withPuppets(t, func(t *testing.T, f *fabric, _ *testNode, _, _ *puppet) {
 				p := dialPuppet(t, f, tt.from)
 				go func() { // the mesh may hang up without reading
 					frame, _ := appendFrame(nil, &tt.hello)
@@ -244,7 +244,7 @@ func TestMessagesOfAReplacedConnectionDoNotCount(t *testing.T) {
 }
 
 func TestQuestionsBeginAnewWithAConnection(t *testing.T) {
-	withPuppets(t, func(t *testing.T, f *fabric, c2 *testNode, c1, w1 *puppet) {
+	withPuppets(t, func(t *testing.T, f *fabric, _ *testNode, _, w1 *puppet) {
 		time.Sleep(testTiming.join)
 		ask := func(number uint64) message { return message{Ask: &askMsg{Suspect: "c1", Epoch: 10, Number: number}} }
 		w1.send(ask(7))
@@ -481,7 +481,7 @@ func TestAnotherNodeAnswers(t *testing.T) {
 
 // A peer that reads nothing must not hold up anybody, and is cut in the end.
 func TestPeerThatDoesNotRead(t *testing.T) {
-	withPuppets(t, func(t *testing.T, f *fabric, c2 *testNode, c1, w1 *puppet) {
+	withPuppets(t, func(t *testing.T, _ *fabric, c2 *testNode, c1, w1 *puppet) {
 		for seq := uint64(1); seq <= 20; seq++ {
 			c1.send(message{Pulse: &pulseMsg{Seq: seq, Run: "r1", Epoch: 10}}) // never reads an echo
 			w1.send(message{Pulse: &pulseMsg{Seq: seq, Run: "r3"}})

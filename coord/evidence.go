@@ -31,10 +31,6 @@ const (
 	evAliveExpired
 )
 
-// evCertain are the kinds that prove that the session's process is dead. All
-// others may befall a process that still runs.
-const evCertain = evRefused | evNewRun
-
 var evidenceWords = [...]string{"refused", "new run", "silence", "not acting", "stalled", "alive expired"}
 
 // String returns the kinds in words, "" for no evidence.

@@ -87,12 +87,11 @@ func TestUnpluggedIsSilent(t *testing.T) {
 }
 
 func TestQuickRestart(t *testing.T) {
-	inBubble(t, func(t *testing.T, f *fabric, c *cluster, c1, c2, w1 *testNode) {
+	inBubble(t, func(t *testing.T, f *fabric, c *cluster, c1, c2, _ *testNode) {
 		// Nobody finds the port closed: the new process listens at once.
 		l := f.listen("c1")
 		defer l.Close()
-		c1.stop()
-		<-c1.done
+		c1.end(t)
 		c1.gone()
 		next := startNode(t, f, c, "c1", "r9")
 		synctest.Wait()
@@ -283,7 +282,7 @@ func TestGenerations(t *testing.T) {
 }
 
 func TestHellos(t *testing.T) {
-	inBubble(t, func(t *testing.T, f *fabric, c *cluster, c1, c2, w1 *testNode) {
+	inBubble(t, func(t *testing.T, f *fabric, c *cluster, c1, c2, _ *testNode) {
 		if h := c2.Hellos()["c1"]; h.Incarnation != "i-c1" || h.Node != "c1" || h.Run != "r1" {
 			t.Errorf("hello of c1 is %+v", h)
 		}

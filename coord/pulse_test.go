@@ -43,7 +43,7 @@ func TestFramesRoundTrip(t *testing.T) {
 			t.Error(diff)
 		}
 	}
-	if _, err := in.next(); err != io.EOF {
+	if _, err := in.next(); !errors.Is(err, io.EOF) {
 		t.Errorf("after the last frame: %v, want io.EOF", err)
 	}
 }
