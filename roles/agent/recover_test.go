@@ -251,7 +251,8 @@ func TestUnwritableJournalStopsTheAgent(t *testing.T) {
 				}
 			})
 			gate := filepath.Join(t.TempDir(), "gate")
-			s.l.start(startOf(running, 5, "while ! test -e "+gate+"; do sleep 0.01; done"))
+			// The step ends with the gate, or with the directory when the test is over.
+			s.l.start(startOf(running, 5, "while test -d "+filepath.Dir(gate)+" && ! test -e "+gate+"; do sleep 0.01; done"))
 			s.l.report(running, wire.State_RUNNING)
 			// The descriptor now leads to a disk that is always full.
 			full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
