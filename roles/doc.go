@@ -10,7 +10,8 @@
 // The engine is two pure functions, [Next] and [Pending]. DESIGN.md beside this
 // file says what they decide, as tables, and why.
 //
-// Nothing in this package does I/O, reads a clock or starts a goroutine. All
-// values are plain data: a State and what it points to is never changed after it
-// was returned, so it may be read from any number of goroutines.
+// Apart from the reader and the writer that Decode and Encode are given, nothing in
+// this package does I/O, reads a clock or starts a goroutine. All values are plain
+// data: a State and what it points to is never changed after it was returned, so it
+// may be read from any number of goroutines.
 package roles
