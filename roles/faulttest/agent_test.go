@@ -8,6 +8,7 @@ import (
 // TestAgentDies kills agents while steps run: the steps outlive them and are
 // found again, whether they have ended meanwhile or still run.
 func TestAgentDies(t *testing.T) {
+	t.Parallel()
 	c := startDev(t)
 	c.apply(chain("1"))
 	for range trials(t) {
@@ -29,6 +30,7 @@ func TestAgentDies(t *testing.T) {
 // TestAgentAndActiveDie kills an agent and the Active together: the new owner
 // hears of what ran only from the agent, when that is back.
 func TestAgentAndActiveDie(t *testing.T) {
+	t.Parallel()
 	c := startDev(t)
 	c.apply(chain("0.5"))
 	for range trials(t) {
@@ -63,6 +65,7 @@ func TestAgentAndActiveDie(t *testing.T) {
 // Active dies meanwhile: when the agent wakes up, commands of the dead owner and
 // of the new one are there at once.
 func TestFrozenAgent(t *testing.T) {
+	t.Parallel()
 	c := startDev(t)
 	c.apply(chain("0.5"))
 	for range trials(t) {

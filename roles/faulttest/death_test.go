@@ -8,6 +8,7 @@ import (
 // TestKillActive kills the Active, idle and with requests in flight, with and
 // without raft leadership on it.
 func TestKillActive(t *testing.T) {
+	t.Parallel()
 	c := startDev(t)
 	c.apply(chain("0.2"))
 	for _, raft := range []struct {

@@ -11,6 +11,7 @@ import (
 // run on when another one is Active: while the links of agents to it still
 // stand, and after the agents gave them up.
 func TestFrozenActive(t *testing.T) {
+	t.Parallel()
 	c := startDev(t)
 	c.apply(chain("0.3"))
 	for trial := range trials(t) {
@@ -62,6 +63,7 @@ func TestFrozenActive(t *testing.T) {
 // call waits in it and comes to life after its session is over. The client has
 // long gone to another one.
 func TestFrozenWriter(t *testing.T) {
+	t.Parallel()
 	c := startDev(t)
 	c.apply(single("0"))
 	for range trials(t) {
@@ -104,6 +106,7 @@ func TestFrozenWriter(t *testing.T) {
 // written, and lets it run on when the others have a new leader: proposals that
 // waited in it come late and must not undo what was written meanwhile.
 func TestFrozenRaftLeader(t *testing.T) {
+	t.Parallel()
 	c := startDev(t)
 	c.apply(chain("0"))
 	for _, place := range []struct {

@@ -13,6 +13,7 @@ import (
 // TestListeners looks at what all processes of a cluster listen on: the three
 // ports of members and nothing else, above all no port of etcd's own.
 func TestListeners(t *testing.T) {
+	t.Parallel()
 	c := startDev(t)
 	c.healthy()
 	for _, n := range c.run.nodes() {
@@ -69,6 +70,7 @@ func listening(t *testing.T, pid int) []int {
 // TestWipedMember empties a member's coordination data, as a new disk does. It
 // has forgotten its votes and must not give them again.
 func TestWipedMember(t *testing.T) {
+	t.Parallel()
 	c := startDev(t)
 	c.apply(single("0"))
 	name := c.other(c.healthy())

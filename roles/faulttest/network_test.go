@@ -18,6 +18,7 @@ func cutOff(one string, others ...string) (all []direction) {
 // TestNetworkCuts cuts the network in all the ways in which it matters, each time
 // under load, and heals it again.
 func TestNetworkCuts(t *testing.T) {
+	t.Parallel()
 	c, network := startNetwork(t)
 	c.apply(chain("0.2"))
 	const (

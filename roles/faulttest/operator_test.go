@@ -7,6 +7,7 @@ import (
 
 // TestSwitchover moves the term there and back again while clients work.
 func TestSwitchover(t *testing.T) {
+	t.Parallel()
 	c := startDev(t)
 	c.apply(chain("0"))
 	c.healthy()
@@ -51,6 +52,7 @@ func TestSwitchover(t *testing.T) {
 // TestStop stops the Active in order: with fail-over its work goes on elsewhere,
 // without it waits, until the node is back or an operator gives the term away.
 func TestStop(t *testing.T) {
+	t.Parallel()
 	c := startDev(t)
 	c.apply(chain("0.3"))
 
@@ -138,6 +140,7 @@ func (c *Cluster) heldBack(held, other string, ids []string) (owned int) {
 // TestPause pauses controllers: they claim nothing new, but neither do they lose
 // what they have. A paused controller that is the last one adopts what ran.
 func TestPause(t *testing.T) {
+	t.Parallel()
 	c := startDev(t)
 	c.apply(chain("0.3"))
 	active := c.healthy()
@@ -221,6 +224,7 @@ func TestPause(t *testing.T) {
 
 // TestDrain empties a controller of its requests without ending it.
 func TestDrain(t *testing.T) {
+	t.Parallel()
 	c := startDev(t)
 	c.apply(chain("0.3"))
 	for range trials(t) {

@@ -11,7 +11,7 @@ import (
 // nobody until an operator names both as lost, and then goes on in a new
 // generation: paused, with what it owned held until somebody has looked.
 func TestLossOfQuorum(t *testing.T) {
-	t.Parallel() // most of it is waiting: half a minute without a majority
+	t.Parallel()
 	c := startDev(t)
 	c.apply(chain("2"))
 	survivor := c.healthy()

@@ -9,6 +9,7 @@ import (
 // the others have decided that it is lost. Its new process must not take the old
 // one's term and requests for its own.
 func TestQuickRestart(t *testing.T) {
+	t.Parallel()
 	c := startDev(t)
 	c.apply(chain("0.2"))
 	for range trials(t) {
@@ -53,6 +54,7 @@ func TestQuickRestart(t *testing.T) {
 // TestBothControllersRestart ends both controllers at once: the watch keeps what
 // they had agreed on, the agents keep what runs.
 func TestBothControllersRestart(t *testing.T) {
+	t.Parallel()
 	c := startDev(t)
 	c.apply(chain("0.3"))
 	for range trials(t) {
@@ -73,6 +75,7 @@ func TestBothControllersRestart(t *testing.T) {
 // TestWatchRestart kills the watch. Work goes on without it, and with it again
 // needs no human.
 func TestWatchRestart(t *testing.T) {
+	t.Parallel()
 	c := startDev(t)
 	c.apply(chain("0.2"))
 	for range trials(t) {
