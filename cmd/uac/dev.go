@@ -32,6 +32,9 @@ type devOptions struct {
 	shaped   bool     // the numbers of nodes were given
 	detach   bool
 	patience time.Duration
+	// untold and network are for clusters that nobody else knows of.
+	untold  bool
+	network *devNetwork // nil: the loopback network
 	// supervise makes this the process in the background that --detach starts.
 	supervise bool
 }

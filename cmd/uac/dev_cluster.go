@@ -40,10 +40,12 @@ type devNode struct {
 	Role    roles.Role `json:"role"`
 	PID     int        `json:"pid"`     // 0 while it does not run
 	API     string     `json:"api"`     // URL; "" of an agent
-	Address string     `json:"address"` // without a port; "" of an agent on the loopback network
+	Address string     `json:"address"` // without a port; "" of an agent
 	DataDir string     `json:"data_dir"`
 	Config  string     `json:"config"`
 	Log     string     `json:"log"`
+
+	namespace string // network namespace that it runs in, "" for that of this process
 }
 
 // devShape is how many nodes of each role a cluster has.
@@ -130,14 +132,14 @@ func (c *devCluster) token() (string, error) {
 func (c *devCluster) cacert() string { return filepath.Join(c.file(devPKIDir), "ca", "root.crt") }
 
 // newDevCluster describes a cluster that does not exist yet. address returns
-// that of the i-th node.
-func newDevCluster(dir string, shape devShape, set []string, address func(i int, role roles.Role) string) *devCluster {
+// that of the i-th node that listens.
+func newDevCluster(dir string, shape devShape, set []string, address func(i int) string) *devCluster {
 	c := &devCluster{dir: dir, Set: set}
 	add := func(role roles.Role, prefix string, count int) {
 		for n := range count {
 			node := devNode{Name: fmt.Sprintf("%s%d", prefix, n+1), Role: role}
-			node.Address = address(len(c.Nodes), role)
 			if role != roles.RoleAgent {
+				node.Address = address(len(c.Nodes))
 				node.API = fmt.Sprintf("https://%s:%d", node.Address, config.PortAPI)
 			}
 			home := filepath.Join(dir, node.Name)

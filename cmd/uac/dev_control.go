@@ -66,11 +66,17 @@ func (s *devSupervisor) serveOrders(ctx context.Context, l net.Listener, stop fu
 		stop()
 		answerOrder(w, nil, func() any { return struct{}{} })
 	})
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	g, ctx := errgroup.WithContext(ctx)
+	server := &http.Server{
+		Handler: mux, ReadHeaderTimeout: 5 * time.Second,
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
 	g.Go(func() error {
 		<-ctx.Done()
-		return server.Close()
+		// Who gave the last order gets its answer.
+		patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		return errors.Join(server.Shutdown(patience), server.Close())
 	})
 	g.Go(func() error {
 		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {

@@ -32,6 +32,8 @@ type devSupervisor struct {
 	program string    // what the nodes run
 	environ []string  // of the nodes
 	events  io.Writer // what happens, for people
+	// untold leaves cluster.json as it was made: nobody reads it.
+	untold bool
 
 	lock  *os.File
 	guard net.Listener // of the subnet
@@ -82,7 +84,7 @@ func openDev(ctx context.Context, a *app, opts devOptions) (_ *devSupervisor, er
 		return nil, err
 	}
 	s := &devSupervisor{
-		program: program, environ: withoutSettings(a.environ), events: a.stderr,
+		program: program, environ: withoutSettings(a.environ), events: a.stderr, untold: opts.untold,
 		procs: map[string]*devProcess{}, ended: make(chan struct{}),
 	}
 	if s.lock, err = lockDev(opts.dir); err != nil {
@@ -120,16 +122,18 @@ func (s *devSupervisor) make(ctx context.Context, opts devOptions) (err error) {
 	if listening > devMaxListening {
 		return usageError("%d controllers, watches and relays are more than the %d that fit into a subnet", listening, devMaxListening)
 	}
+	if n := opts.network; n != nil {
+		s.cluster = newDevCluster(opts.dir, shape, opts.set, n.address)
+		for i := range s.cluster.Nodes {
+			s.cluster.Nodes[i].namespace = n.namespace(s.cluster.Nodes[i].Name)
+		}
+		return s.cluster.create()
+	}
 	subnet := ""
 	if subnet, s.guard, err = findSubnet(ctx, opts.dir, listening); err != nil {
 		return err
 	}
-	s.cluster = newDevCluster(opts.dir, shape, opts.set, func(i int, role roles.Role) string {
-		if role == roles.RoleAgent {
-			return ""
-		}
-		return devAddress(subnet, i+1)
-	})
+	s.cluster = newDevCluster(opts.dir, shape, opts.set, func(i int) string { return devAddress(subnet, i+1) })
 	s.cluster.Subnet = subnet
 	return s.cluster.create()
 }
@@ -222,13 +226,21 @@ func (s *devSupervisor) start(ctx context.Context, name string) error {
 		return fail(exitConflict, "%s runs already (pid %d)", name, node.PID)
 	}
 	forked := make(chan error)
-	s.fork <- func() { forked <- cmd.Start() }
+	s.fork <- func() { forked <- startIn(n.namespace, cmd) }
 	if err := <-forked; err != nil {
 		return fmt.Errorf("start %s: %w", name, err)
 	}
 	node.PID = cmd.Process.Pid
 	s.procs[name] = p
 	go s.await(name, p)
+	return s.tell()
+}
+
+// tell writes down what runs. The caller holds mu.
+func (s *devSupervisor) tell() error {
+	if s.untold {
+		return nil
+	}
 	return s.cluster.save()
 }
 
@@ -240,7 +252,7 @@ func (s *devSupervisor) await(name string, p *devProcess) {
 	defer s.mu.Unlock()
 	if node, err := s.cluster.node(name); err == nil && node.PID == p.cmd.Process.Pid {
 		node.PID = 0
-		if err := s.cluster.save(); err != nil {
+		if err := s.tell(); err != nil {
 			fmt.Fprintln(s.events, "error:", err)
 		}
 	}
