@@ -64,6 +64,15 @@ func (d *desk) refused(agent string, ref *wire.Refusal) {
 		// it was sent. With the same id, the journal has gone back since.
 		id := ref.GetJournal().GetId()
 		d.apply(o, roles.JournalChanged{Agent: agent, Journal: id, WentBack: o.reported(agent, id) > 0})
+	case wire.Refusal_SUPERSEDED, wire.Refusal_FINAL, wire.Refusal_MALFORMED:
+		// The agent will never run it, and what it knows is not what is stored
+		// here: for an operator to look at.
+		if ref.GetCommand() == wire.Refusal_START {
+			d.apply(o, roles.Report{
+				Agent: agent, Step: ref.GetStep(), Attempt: int(ref.GetAttempt()), Journal: journalOf(ref.GetJournal()),
+				State: roles.AttemptUnknown, Reason: "the agent refused to start it: " + ref.GetDetail(),
+			})
+		}
 	case wire.Refusal_WRONG_LINK, wire.Refusal_OVERLAP, wire.Refusal_BUSY:
 		// Sent over a link that was replaced, or too early, or to an agent that has
 		// enough to do: again, later.
