@@ -111,7 +111,8 @@ func withBench(ctx context.Context, a *app, opts benchOptions, network *devNetwo
 	if err := f(ctx, b); err != nil {
 		return err
 	}
-	return b.sup.stop(ctx)
+	b.sup.stop(ctx)
+	return nil
 }
 
 // newClient returns a client of the cluster.

@@ -106,8 +106,8 @@ func devDir(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if real, err := filepath.EvalSymlinks(abs); err == nil {
-		return real, nil
+	if path, err := filepath.EvalSymlinks(abs); err == nil {
+		return path, nil
 	}
 	parent, err := filepath.EvalSymlinks(filepath.Dir(abs))
 	if err != nil {
@@ -192,7 +192,8 @@ func serveDev(ctx context.Context, a *app, opts devOptions, ready func(*devClust
 	})
 	err = g.Wait()
 	fmt.Fprintln(s.events, "stopping")
-	return errors.Join(err, s.stop(context.WithoutCancel(ctx)))
+	s.stop(context.WithoutCancel(ctx))
+	return err
 }
 
 // printDevReady tells the user what runs and what to do with it.
@@ -249,6 +250,9 @@ func runDevBackground(ctx context.Context, a *app, opts devOptions) error {
 	}
 	unix.CloseOnExec(devOutcomeFD) // not for the nodes
 	err := serveDev(ctx, a, opts, func(*devCluster) error { return tell(devOutcome{}) })
+	if errors.Is(err, context.Canceled) {
+		err = fail(exitFailed, "interrupted while it started")
+	}
 	if err != nil && !told {
 		return errors.Join(err, tell(devOutcome{Error: err.Error(), ExitCode: codeOf(err)}))
 	}

@@ -267,7 +267,7 @@ func (c *devCluster) config(n devNode) ([]byte, error) {
 		API: config.PortAPI, Raft: config.PortRaft, Link: config.PortLink,
 	}
 	controllers := c.withRole(roles.RoleController)
-	data.Members = append(slices.Clone(controllers), c.withRole(roles.RoleWatch)...)
+	data.Members = slices.Concat(controllers, c.withRole(roles.RoleWatch))
 	if n.Role == roles.RoleAgent {
 		// Each begins with another controller, so that all have links.
 		agents := c.withRole(roles.RoleAgent)

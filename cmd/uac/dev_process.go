@@ -326,8 +326,7 @@ const devStopPatience = 4 * time.Second
 
 // stop ends all nodes: in order, and those that do not end in time by force.
 // Agents and controllers come first, because they say goodbye to the others.
-// At last it ends what was left of steps.
-func (s *devSupervisor) stop(ctx context.Context) error {
+func (s *devSupervisor) stop(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, devStopPatience)
 	defer cancel()
 	for _, wave := range [][]roles.Role{{roles.RoleAgent, roles.RoleRelay, roles.RoleController}, {roles.RoleWatch}} {
@@ -356,11 +355,6 @@ func (s *devSupervisor) stop(ctx context.Context) error {
 			fmt.Fprintln(s.events, "warning:", err)
 		}
 	}
-	n, err := endSteps(context.WithoutCancel(ctx), s.cluster.dir)
-	if n > 0 {
-		fmt.Fprintf(s.events, "ended %d processes of steps that were still running\n", n)
-	}
-	return err
 }
 
 // nodes returns all nodes as they are now.
@@ -370,7 +364,8 @@ func (s *devSupervisor) nodes() []devNode {
 	return slices.Clone(s.cluster.Nodes)
 }
 
-// close kills what still runs and gives the cluster free.
+// close kills the nodes that still run, ends what is left of steps, and gives
+// the cluster free.
 func (s *devSupervisor) close() error {
 	for _, n := range s.nodes() {
 		if p, err := s.run(n.Name); err == nil && p != nil {
@@ -382,7 +377,11 @@ func (s *devSupervisor) close() error {
 		}
 	}
 	close(s.fork)
-	return s.release()
+	n, err := endSteps(s.cluster.dir)
+	if n > 0 {
+		fmt.Fprintf(s.events, "ended %d processes of steps that were still running\n", n)
+	}
+	return errors.Join(err, s.release())
 }
 
 func (s *devSupervisor) release() error {
@@ -426,7 +425,7 @@ func (s *devSupervisor) tail(name string, lines int) string {
 // endSteps ends the processes that the steps of a cluster left. A step outlives
 // its agent, so they are found by the files that they write. It returns how
 // many there were.
-func endSteps(ctx context.Context, dir string) (int, error) {
+func endSteps(dir string) (int, error) {
 	total := 0
 	for deadline := time.Now().Add(time.Second); ; {
 		pids, err := stepProcesses(dir)
@@ -441,7 +440,7 @@ func endSteps(ctx context.Context, dir string) (int, error) {
 		for _, pid := range pids {
 			_ = unix.Kill(pid, sig) // it may have ended
 		}
-		if err := pause(ctx, 20*time.Millisecond); err != nil {
+		if err := pause(context.Background(), 20*time.Millisecond); err != nil {
 			return total, err
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -116,7 +117,7 @@ func (d *devClient) linked(ctx context.Context, n devNode) (map[string]int, erro
 // is connected to as many controllers as it can be.
 func (d *devClient) unready(ctx context.Context, c *devCluster) string {
 	controllers := c.withRole(roles.RoleController)
-	members := append(controllers, c.withRole(roles.RoleWatch)...)
+	members := slices.Concat(controllers, c.withRole(roles.RoleWatch))
 	reasons, modes := make([]string, len(members)), make([]string, len(members))
 	var g errgroup.Group
 	for i, n := range members {
