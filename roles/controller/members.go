@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -46,26 +47,50 @@ func (r *remoteRoute) send(m *wire.ControllerMessage) bool {
 // reach calls f with the service of a member: directly, or if it cannot be
 // reached, through each of the others in turn, which pass the call on.
 func (c *Controller) reach(ctx context.Context, node string, f func(ctx context.Context, m wire.MemberClient) error) error {
-	ways := []string{node}
-	for kv := range coord.SessionsOf(c.member.View().Snapshot()) {
-		if kv != node && kv != c.cfg.Name {
-			ways = append(ways, kv)
-		}
-	}
 	var last error
-	for _, via := range ways {
+	for _, via := range ways(c.cfg.Name, node, c.member.Nodes(), time.Now()) {
 		m, err := c.deps.DialMember(ctx, via)
 		if err == nil {
 			callCtx, cancel := context.WithTimeout(ctx, callTimeout)
 			err = f(callCtx, m)
 			cancel()
 		}
-		if code := status.Code(err); err == nil || code != codes.Unavailable && code != codes.DeadlineExceeded || ctx.Err() != nil {
+		if !elsewhere(err) || ctx.Err() != nil {
 			return err
 		}
 		last = err
 	}
 	return last
+}
+
+// elsewhere reports whether a call that ended with err may be worth another way.
+func elsewhere(err error) bool {
+	code := status.Code(err)
+	return err != nil && (code == codes.Unavailable || code == codes.DeadlineExceeded)
+}
+
+// ways lists whom self asks in turn to reach a node: the node itself, then all
+// others that have a session. Who has not been heard of lately comes last: a call
+// into a network that is cut costs its whole timeout.
+func ways(self, node string, known []coord.NodeStatus, now time.Time) []string {
+	silent := map[string]bool{}
+	out := []string{node}
+	for _, n := range known {
+		silent[n.Name] = now.Sub(n.Heard) > callTimeout
+		if n.Epoch != 0 && n.Name != self && n.Name != node {
+			out = append(out, n.Name)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b string) int {
+		switch {
+		case silent[a] == silent[b]:
+			return 0
+		case silent[b]:
+			return -1
+		}
+		return 1
+	})
+	return out
 }
 
 // peek finds out about an agent's link at another controller. The route carries
@@ -115,11 +140,27 @@ func (c *Controller) passOn(ctx context.Context, owner, agent string, m *wire.Ag
 
 // readThrough reads output through the controller that holds a link.
 func (c *Controller) readThrough(ctx context.Context, controller, agent string, req *wire.ReadOutput, f func(*wire.OutputChunk) error) error {
-	client, err := c.deps.DialMember(ctx, controller)
-	if err != nil {
-		return err
+	var last error
+	for _, via := range ways(c.cfg.Name, controller, c.member.Nodes(), time.Now()) {
+		begun := false
+		client, err := c.deps.DialMember(ctx, via)
+		if err == nil {
+			err = readStream(ctx, client, &wire.ReadOutputRequest{To: controller, Agent: agent, Read: req}, func(chunk *wire.OutputChunk) error {
+				begun = true
+				return f(chunk)
+			})
+		}
+		if begun || !elsewhere(err) || ctx.Err() != nil {
+			return err
+		}
+		last = err
 	}
-	stream, err := client.ReadOutput(ctx, &wire.ReadOutputRequest{To: controller, Agent: agent, Read: req})
+	return last
+}
+
+// readStream calls f with every chunk of output that a member sends.
+func readStream(ctx context.Context, client wire.MemberClient, req *wire.ReadOutputRequest, f func(*wire.OutputChunk) error) error {
+	stream, err := client.ReadOutput(ctx, req)
 	if err != nil {
 		return err
 	}

@@ -417,9 +417,10 @@ func (c *Cluster) place(what string, want func(active, leader string) bool) (act
 	return "", ""
 }
 
-// onActive and offActive are what to want of place.
+// What to want of place.
 func onActive(active, leader string) bool  { return active == leader }
 func offActive(active, leader string) bool { return active != leader }
+func onWatch(_, leader string) bool        { return leader == "w1" }
 
 // restart orders a node to end in order and start again, and returns when it
 // has opened a new session.

@@ -113,7 +113,7 @@ func TestFrozenRaftLeader(t *testing.T) {
 		name string
 		want func(active, leader string) bool
 	}{
-		{"on the watch", func(_, leader string) bool { return leader == "w1" }},
+		{"on the watch", onWatch},
 		{"on the Passive", func(active, leader string) bool { return leader != active && leader != "w1" }},
 		{"on the Active", onActive},
 	} {
