@@ -301,9 +301,9 @@ func (c *Cluster) healthy() string {
 	return c.active()
 }
 
-func (c *Cluster) unhealthy() string {
-	controllers := c.running("controller")
-	for _, name := range append(c.running("watch"), controllers...) {
+// unready says which member that runs does not serve, "" if all do.
+func (c *Cluster) unready() string {
+	for _, name := range append(c.running("watch"), c.running("controller")...) {
 		a, err := c.clients[name].call(c.t.Context(), http.MethodGet, "/readyz", "", nil)
 		if err != nil {
 			return fmt.Sprintf("%s: %v", name, err)
@@ -312,6 +312,14 @@ func (c *Cluster) unhealthy() string {
 			return fmt.Sprintf("%s: %v", name, a)
 		}
 	}
+	return ""
+}
+
+func (c *Cluster) unhealthy() string {
+	if why := c.unready(); why != "" {
+		return why
+	}
+	controllers := c.running("controller")
 	for _, name := range controllers {
 		var agents []AgentInfo
 		if err := c.clients[name].get(c.t.Context(), "/v1/agents", &agents); err != nil {

@@ -136,3 +136,27 @@ func TestFrozenRaftLeader(t *testing.T) {
 		}
 	}
 }
+
+// TestFrozenCluster stops everything at once, as a host with all its machines
+// does that is suspended. Nobody has lost anybody; all just go on.
+func TestFrozenCluster(t *testing.T) {
+	t.Parallel()
+	c := startDev(t)
+	c.apply(chain("0.2"))
+	for range trials(t) {
+		c.healthy()
+		begin := c.mark()
+		c.submit("chain", 6)
+		c.started(begin, 4, "")
+		for _, n := range c.run.nodes() {
+			c.freeze(n.Name)
+		}
+		time.Sleep(3 * time.Second)
+		for _, n := range c.run.nodes() {
+			c.thaw(n.Name)
+		}
+		c.healthy()
+		c.submit("chain", 1)
+		c.settled().succeeded(t)
+	}
+}
