@@ -48,17 +48,18 @@ func (m *Member) QuorumLost() time.Duration {
 	return time.Since(m.quorumLost)
 }
 
-// watchQuorum notes since when raft has no leader here. Raft itself steps a
-// leader down that no longer reaches a majority.
+// watchQuorum notes who leads raft, and since when nobody does here. Raft itself
+// steps a leader down that no longer reaches a majority.
 func (m *Member) watchQuorum(ctx context.Context, e *etcd) error {
 	tick := time.NewTicker(raftElection)
 	defer tick.Stop()
 	for {
-		lost := e.leader() == ""
+		changed := e.server.Server.LeaderChangedNotify()
+		leader := e.leader()
 		m.mu.Lock()
 		switch {
-		case !lost:
-			m.quorumLost = time.Time{}
+		case leader != "":
+			m.quorumLost, m.lastLeader = time.Time{}, leader
 		case m.quorumLost.IsZero():
 			m.quorumLost = time.Now()
 		}
@@ -66,6 +67,7 @@ func (m *Member) watchQuorum(ctx context.Context, e *etcd) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-changed:
 		case <-tick.C:
 		}
 	}
@@ -150,10 +152,10 @@ func (m *Member) beginGeneration(ctx context.Context, e *etcd, order *AloneOrder
 		if err == nil {
 			break
 		}
-		m.log.Debug("new generation not begun yet", "error", err)
-		if err := pause(ctx, 50*time.Millisecond); err != nil {
-			return err
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
+		m.log.Debug("new generation not begun yet", "error", err)
 	}
 	m.log.Warn("continuing alone in a new generation", "generation", gen,
 		"lost", order.Lost, "by", order.By, "why", order.Why)

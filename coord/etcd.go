@@ -299,7 +299,8 @@ func overloaded(err error) bool {
 	return errors.Is(err, rpctypes.ErrTooManyRequests) || errors.Is(err, rpctypes.ErrGRPCRequestTooManyRequests)
 }
 
-// get reads keys linearizably, for at most d.
+// get reads keys linearizably, for at most d. What passes, like a change of the
+// raft leader in the middle, it sits out.
 func (e *etcd) get(ctx context.Context, d time.Duration, keys ...string) (map[string]KV, int64, error) {
 	ops := make([]clientv3.Op, len(keys))
 	for i, k := range keys {
@@ -308,8 +309,11 @@ func (e *etcd) get(ctx context.Context, d time.Duration, keys ...string) (map[st
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
 	resp, err := e.client.Txn(ctx).Then(ops...).Commit()
-	if err != nil {
-		return nil, 0, fmt.Errorf("read %s: %w", strings.Join(keys, ", "), err)
+	for err != nil {
+		if pause(ctx, breath) != nil {
+			return nil, 0, fmt.Errorf("read %s: %w", strings.Join(keys, ", "), err)
+		}
+		resp, err = e.client.Txn(ctx).Then(ops...).Commit()
 	}
 	out := make(map[string]KV, len(keys))
 	for i, r := range resp.Responses {

@@ -22,3 +22,23 @@ func EtcdServer(m *Member) *etcdserver.EtcdServer {
 	}
 	return nil
 }
+
+// LookAgain makes a session act on what its view shows now.
+func LookAgain(s *Session) { s.follow(s.m.view.Snapshot()) }
+
+// EvidenceOf is a member's evidence against another one, in words.
+func EvidenceOf(m *Member, node string) string {
+	for _, p := range m.mesh.Snapshot() {
+		if p.Name == node {
+			return p.Evidence
+		}
+	}
+	return ""
+}
+
+// Questions is how often a member has asked others about a loss.
+func Questions(m *Member) uint64 {
+	m.mesh.lock()
+	defer m.mesh.unlock()
+	return m.mesh.ballots.number
+}

@@ -23,9 +23,10 @@ const (
 // costs one election and nothing else.
 func (m *Member) electInsteadOf(ctx context.Context, dead string) {
 	e := m.serving()
-	if e == nil || !m.leaderless(e, dead) {
+	if e == nil || !m.leaderless(e, dead) || !m.electing.CompareAndSwap(false, true) {
 		return
 	}
+	defer m.electing.Store(false)
 	wait := m.turn(dead)
 	t := time.NewTicker(kickAfter)
 	defer t.Stop()
@@ -44,10 +45,15 @@ func (m *Member) electInsteadOf(ctx context.Context, dead string) {
 	}
 }
 
-// leaderless reports whether raft has no leader but, at most, the dead one.
+// leaderless reports whether raft has had no leader since the dead one.
 func (m *Member) leaderless(e *etcd, dead string) bool {
 	l := e.leader()
-	return l == "" || l == dead
+	if l == "" {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		l = m.lastLeader
+	}
+	return l == dead
 }
 
 // turn is this member's place in the line of those who may start an election.

@@ -177,7 +177,7 @@ func (s *Session) lossDecided(rec LossRecord, rev int64) {
 	if rec.Successor == s.m.cfg.Name {
 		s.beginTerm(rev)
 	}
-	s.log.Warn("session declared lost", "node", rec.Node, "session", rec.Epoch,
+	s.log.Warn("session declared lost", "suspect", rec.Node, "session", rec.Epoch,
 		"evidence", rec.Evidence, "agreed", rec.Agreed, "was_active", rec.WasActive, "successor", rec.Successor)
 }
 

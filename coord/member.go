@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -32,6 +33,8 @@ type Member struct {
 	newer chan error
 	// hellos is signalled when another member has said hello.
 	hellos chan struct{}
+	// electing is set while this member may force a raft election.
+	electing atomic.Bool
 
 	mu sync.Mutex // guards the fields below
 	// ctx is that of Run, nil when it does not run; background counts short-lived
@@ -48,8 +51,10 @@ type Member struct {
 	// they have followed each other without a long gap.
 	lastWrite, writesSince time.Time
 	generation             generationRecord
-	// quorumLost is since when this member sees no raft leader, zero if it does.
+	// quorumLost is since when this member sees no raft leader, zero if it does;
+	// lastLeader is the last one that it saw.
 	quorumLost time.Time
+	lastLeader string
 	origin     originRecord
 }
 

@@ -27,6 +27,9 @@ type Order struct {
 	Error  string `json:"error,omitempty"`
 }
 
+// ErrOffline is returned for an order to a node that is not there to obey.
+var ErrOffline = errors.New("node is offline")
+
 // ErrOrderLost is returned when the node that an order was for left before it
 // answered: the order may or may not have been carried out.
 var ErrOrderLost = errors.New("the node left before it answered")
@@ -36,29 +39,29 @@ func orderKey(node, id string) string { return prefixOrders + node + "/" + id }
 // Order gives an order to a node with a session and waits for its answer. The
 // writes in with happen together with the giving.
 func (s *Session) Order(ctx context.Context, o Order, with ...Write) (Order, error) {
-	key := orderKey(o.Node, o.ID)
-	kv, ok := s.m.view.Get(sessionKey(o.Node))
-	if !ok {
-		return o, fmt.Errorf("node %s has no session: it is offline", o.Node)
-	}
+	key, hold := orderKey(o.Node, o.ID), holdKey(o.Node)
 	changed := make(chan struct{}, 1)
-	_, stop := s.m.view.Follow(func(b Batch) {
+	from, stop := s.m.view.Follow(func(b Batch) {
 		for _, c := range b.Changes {
-			if c.Key == key || c.Key == sessionKey(o.Node) {
+			if c.Key == key || c.Key == hold || c.Key == sessionKey(o.Node) {
 				signal(changed)
 			}
 		}
 	})
 	defer stop()
+	kv, ok := from.Get(sessionKey(o.Node))
+	if !ok || from.mod(hold) != 0 {
+		return o, fmt.Errorf("%w: %s has no session, or is held", ErrOffline, o.Node)
+	}
 	res, err := s.Commit(ctx, Tx{
-		If:   []Cond{Absent(key), ModIs(kv.Key, kv.Mod)},
+		If:   []Cond{Absent(key), ModIs(kv.Key, kv.Mod), Absent(hold)},
 		Then: append([]Write{Put(key, encode(o))}, with...),
 	})
 	switch {
 	case err != nil:
 		return o, err
 	case !res.Won:
-		return o, fmt.Errorf("node %s left meanwhile", o.Node)
+		return o, fmt.Errorf("%w: %s left meanwhile", ErrOffline, o.Node)
 	}
 	if err := s.m.view.Wait(ctx, res.Revision); err != nil {
 		return o, err
@@ -72,7 +75,7 @@ func (s *Session) Order(ctx context.Context, o Order, with ...Write) (Order, err
 				return rec, nil
 			}
 		}
-		if !ok || snap.mod(kv.Key) != kv.Mod {
+		if !ok || snap.mod(kv.Key) != kv.Mod || snap.mod(hold) != 0 {
 			return o, ErrOrderLost
 		}
 		select {

@@ -133,9 +133,6 @@ func (m *Member) open(ctx context.Context) (*Session, error) {
 		now, _, err := e.get(ctx, time.Second, mine)
 		if err != nil {
 			m.log.Debug("session not opened yet", "error", err)
-			if err := pause(ctx, 20*time.Millisecond); err != nil {
-				return nil, fmt.Errorf("open session: %w", err)
-			}
 			continue
 		}
 		if had, err := decode[SessionRecord](now[mine]); err == nil && had.Nonce == rec.Nonce {
