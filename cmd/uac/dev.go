@@ -179,6 +179,7 @@ func serveDev(ctx context.Context, a *app, opts devOptions, ready func(*devClust
 	defer stop()
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.serveOrders(gctx, l, stop) })
+	g.Go(func() error { return s.watchDir(gctx) })
 	g.Go(func() error {
 		defer stop()
 		if err := s.startAll(gctx, opts.patience); err != nil {

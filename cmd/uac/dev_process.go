@@ -18,10 +18,7 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-
-	"uac/roles"
 )
 
 // devSupervisor runs the nodes of a cluster as children of this process. It is
@@ -321,40 +318,51 @@ func (p *devProcess) hasEnded() bool {
 	}
 }
 
-// How long an orderly end may take: a little more than a node's goodbye.
-const devStopPatience = 4 * time.Second
+// How long an orderly end of a node may take: a little more than its goodbye.
+const devStopPatience = 3 * time.Second
 
-// stop ends all nodes: in order, and those that do not end in time by force.
-// Agents and controllers come first, because they say goodbye to the others.
+// stop ends all nodes: in order, and those that do not end in time by force. All
+// are asked at once, because a goodbye needs a majority that still listens.
 func (s *devSupervisor) stop(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, devStopPatience)
 	defer cancel()
-	for _, wave := range [][]roles.Role{{roles.RoleAgent, roles.RoleRelay, roles.RoleController}, {roles.RoleWatch}} {
-		var g errgroup.Group
-		for _, n := range s.nodes() {
-			p, err := s.run(n.Name)
-			if err != nil || p == nil || p.hasEnded() || !slices.Contains(wave, n.Role) {
-				continue
-			}
-			g.Go(func() error {
-				s.mu.Lock()
-				p.asked = true
-				s.mu.Unlock()
-				_ = p.cmd.Process.Signal(unix.SIGTERM) // it may just have ended
-				select {
-				case <-p.done:
-					return nil
-				case <-ctx.Done():
-				}
-				_ = p.cmd.Process.Kill() // the same
-				<-p.done
-				return fmt.Errorf("%s did not end within %s and was killed", n.Name, devStopPatience)
-			})
+	var all sync.WaitGroup
+	for _, n := range s.nodes() {
+		p, err := s.run(n.Name)
+		if err != nil || p == nil || p.hasEnded() {
+			continue
 		}
-		if err := g.Wait(); err != nil {
-			fmt.Fprintln(s.events, "warning:", err)
+		s.mu.Lock()
+		p.asked = true
+		s.mu.Unlock()
+		_ = p.cmd.Process.Signal(unix.SIGTERM) // it may just have ended
+		all.Go(func() {
+			select {
+			case <-p.done:
+				return
+			case <-ctx.Done():
+			}
+			fmt.Fprintf(s.events, "warning: %s did not end within %s and is killed\n", n.Name, devStopPatience)
+			_ = p.cmd.Process.Kill() // the same
+			<-p.done
+		})
+	}
+	all.Wait()
+}
+
+// watchDir returns an error when the cluster's directory is not there any more:
+// nobody could stop the cluster then.
+func (s *devSupervisor) watchDir(ctx context.Context) error {
+	mine, err := s.lock.Stat()
+	if err != nil {
+		return err
+	}
+	for pause(ctx, 500*time.Millisecond) == nil {
+		if now, err := os.Stat(s.cluster.dir); err != nil || !os.SameFile(mine, now) {
+			return fmt.Errorf("%s was removed", s.cluster.dir)
 		}
 	}
+	return nil
 }
 
 // nodes returns all nodes as they are now.

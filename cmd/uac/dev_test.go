@@ -335,6 +335,16 @@ func TestDevForeground(t *testing.T) {
 		t.Errorf("after a stop by another command: %v", err)
 	}
 	awaitGone(t, nodes...)
+
+	// Nobody could stop a cluster whose directory is gone.
+	cmd, nodes = foreground(t, dir)
+	if err := os.Rename(dir, dir+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("no word about the directory that is gone")
+	}
+	awaitGone(t, nodes...)
 }
 
 // A cluster that cannot start says why, and leaves nothing running.
