@@ -103,7 +103,8 @@ func (m *Member) ContinueAlone(o AloneOrder) error {
 		return fmt.Errorf("%w: name every other member: %s", ErrNotAllNamed, strings.Join(others, " "))
 	}
 	for _, v := range others {
-		if m.connected(v) {
+		// One that hangs may keep its connection, but says nothing any more.
+		if m.connected(v) && time.Since(m.heard(v)) < m.cfg.JoinTimeout {
 			return fmt.Errorf("%w: %s answers this node", ErrNotAllNamed, v)
 		}
 	}
@@ -136,7 +137,7 @@ func (m *Member) beginGeneration(ctx context.Context, e *etcd, order *AloneOrder
 	select {
 	case <-e.ready():
 	case <-e.failed():
-		return errEtcdFailed
+		return errRemoved
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -132,7 +132,7 @@ func (c *testChain) start() *testChain {
 	go func() { c.over <- c.run(ctx) }()
 	c.t.Cleanup(func() {
 		end()
-		<-c.over
+		_ = <-c.over
 	})
 	return c
 }
@@ -424,7 +424,7 @@ func TestChain(t *testing.T) {
 		}
 	})
 
-	each("overload is neither refusal nor applied", func(t *testing.T, c *testChain) {
+	each("overload is neither refusal nor applied", func(_ *testing.T, c *testChain) {
 		n := 0
 		c.set(func(one call) (*clientv3.TxnResponse, error) {
 			if n++; n < 4 {
@@ -537,7 +537,7 @@ func TestChain(t *testing.T) {
 		wantValue(t, e, "trust/x", "1")
 	})
 
-	each("a repetition needs no trust", func(t *testing.T, c *testChain) {
+	each("a repetition needs no trust", func(_ *testing.T, c *testChain) {
 		c.once("rep/x", func(call) (*clientv3.TxnResponse, error) {
 			c.setTrust(ErrNoTrust)
 			return nil, context.DeadlineExceeded
@@ -831,7 +831,7 @@ func TestChainUnderFaults(t *testing.T) {
 			}
 		}
 		end()
-		<-over
+		_ = <-over
 		for _, l := range late {
 			if _, err := l.apply(); err != nil {
 				rt.Fatal(err)

@@ -195,8 +195,8 @@ func (e *etcd) handOver(ctx context.Context, to string) {
 
 func (e *etcd) ready() <-chan struct{} { return e.server.Server.ReadyNotify() }
 
-// failed closes when the server stopped by itself, for instance because the
-// member was removed from the cluster or its disk failed.
+// failed closes when the server stopped by itself, because the member was removed
+// from the cluster.
 func (e *etcd) failed() <-chan struct{} { return e.server.Server.StopNotify() }
 
 // members are all voters, those without a name included.

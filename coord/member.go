@@ -152,7 +152,9 @@ func (m *Member) serve(ctx context.Context) error {
 	}
 }
 
-var errEtcdFailed = errors.New("etcd stopped by itself: see its messages above")
+// etcd stops by itself only when another member tells it so.
+var errRemoved = fmt.Errorf("%w: the others have removed it from the cluster, or go on in a new generation without it; "+
+	"empty its data directory and add it again", ErrReplace)
 
 func (m *Member) serveOnce(ctx context.Context) error {
 	m.wait("etcd to start")
@@ -185,7 +187,7 @@ func (m *Member) serveOnce(ctx context.Context) error {
 			case <-gctx.Done():
 				return gctx.Err()
 			case <-e.failed():
-				return errEtcdFailed
+				return errRemoved
 			case <-m.aloneNow:
 				if m.aloneOrder() != nil {
 					return errContinueAlone

@@ -91,7 +91,7 @@ func (n *Node) Session() *coord.Session {
 // SessionAfter is Session for one of a later epoch.
 func (n *Node) SessionAfter(epoch int64) *coord.Session {
 	n.t.Helper()
-	late, cancel := context.WithTimeout(context.Background(), patience) //nolint:usetesting // used in cleanups too
+	late, cancel := context.WithTimeout(context.Background(), patience) // used in cleanups too
 	defer cancel()
 	for {
 		n.mu.Lock()
