@@ -1,6 +1,7 @@
 package faulttest
 
 import (
+	"context"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -87,12 +88,12 @@ func clusterDir(t testing.TB) string {
 }
 
 // startDev starts a cluster on the loopback network: two controllers, a watch
-// and two agents, or as args of uac dev say.
-func startDev(t testing.TB, args ...string) *Cluster {
+// and two agents.
+func startDev(t testing.TB) *Cluster {
 	t.Helper()
 	dir := clusterDir(t)
 	r := &devRunner{dir: filepath.Join(dir, "cluster"), err: &lockedBuffer{}}
-	r.cmd = exec.Command(binary, append([]string{"dev", "--dir", r.dir, "-o", "json"}, args...)...)
+	r.cmd = exec.CommandContext(context.Background(), binary, "dev", "--dir", r.dir, "-o", "json") // ends by signals
 	r.cmd.Stderr = r.err
 	out, err := r.cmd.StdoutPipe()
 	if err != nil {
@@ -144,7 +145,7 @@ func (r *devRunner) nodes() []node {
 }
 
 func (r *devRunner) start(name string) error {
-	out, err := exec.Command(binary, "dev", "start", name, "--dir", r.dir).CombinedOutput()
+	out, err := exec.CommandContext(context.Background(), binary, "dev", "start", name, "--dir", r.dir).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}

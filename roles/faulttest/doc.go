@@ -18,6 +18,8 @@
 //	UAC_FAULT_TRIALS=N   repeat what is random N times (default 2)
 //	UAC_FAULT_BINARY=F   test this binary instead of building one
 //	UAC_FAULT_CUT=TEXT   only the network cuts whose name contains TEXT
+//	UAC_FAULT_SEED=N     the order of random faults of an earlier run
+//	UAC_FAULT_MUTANTS=1  also break the product on purpose, and see it noticed
 //	UAC_FAULT_KEEP=1     keep the directories of clusters; those of failed tests
 //	                     are always kept
 package faulttest

@@ -79,7 +79,7 @@ func namespace(name string) string { return fmt.Sprintf("%s%d-%s", prefix, os.Ge
 // sweepNamespaces removes what tests left that could not clean up.
 func sweepNamespaces(t testing.TB) {
 	t.Helper()
-	out, err := exec.Command("ip", "-json", "netns", "list").Output()
+	out, err := exec.CommandContext(context.Background(), "ip", "-json", "netns", "list").Output()
 	if err != nil {
 		return // then there are none
 	}
@@ -99,7 +99,7 @@ func sweepNamespaces(t testing.TB) {
 
 // run runs a program with input and returns what went wrong.
 func run(input, program string, args ...string) error {
-	cmd := exec.Command(program, args...)
+	cmd := exec.CommandContext(context.Background(), program, args...)
 	cmd.Stdin = strings.NewReader(input)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, out)
@@ -271,7 +271,7 @@ func (r *networkRunner) start(name string) error {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	cmd := exec.Command("ip", "netns", "exec", namespace(name), binary, "--config", filepath.Join(r.dir, name, "uac.yaml"))
+	cmd := exec.CommandContext(context.Background(), "ip", "netns", "exec", namespace(name), binary, "--config", filepath.Join(r.dir, name, "uac.yaml"))
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := spawn(cmd); err != nil { // ip replaces itself by the program
 		return err

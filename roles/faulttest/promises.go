@@ -116,14 +116,12 @@ func oneOwner(h History) (broken []string) {
 		}
 		nodes[a.Term] = a.Node
 	}
-	acting := slices.SortedFunc(slices.Values(h.Acting), func(a, b Acting) int { return cmp.Compare(a.Ended, b.Ended) })
-	for i, first := range acting {
-		for _, then := range acting[i+1:] {
-			if then.Began > first.Ended && then.Term < first.Term {
-				broken = append(broken, fmt.Sprintf("%s acted in term %d at %v, after %s in term %d at %v",
-					then.Node, then.Term, then.Began, first.Node, first.Term, first.Ended))
-				break
-			}
+	for _, then := range h.Acting {
+		i := slices.IndexFunc(h.Acting, func(first Acting) bool { return first.Ended < then.Began && first.Term > then.Term })
+		if i >= 0 {
+			first := h.Acting[i]
+			broken = append(broken, fmt.Sprintf("%s acted in term %d at %v, after %s in term %d at %v",
+				then.Node, then.Term, then.Began, first.Node, first.Term, first.Ended))
 		}
 	}
 	return broken
