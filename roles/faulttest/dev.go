@@ -1,8 +1,8 @@
 package faulttest
 
 import (
-	"context"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
