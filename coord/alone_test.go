@@ -16,9 +16,9 @@ import (
 
 func soonAlone(c *coord.Config) { c.AloneAfter = 1100 * time.Millisecond }
 
-func awaitQuorumLost(t *testing.T, m *coord.Member, for_ time.Duration) {
+func awaitQuorumLost(t *testing.T, m *coord.Member, least time.Duration) {
 	t.Helper()
-	until(t, "loss of quorum", func() bool { return m.QuorumLost() >= for_ })
+	until(t, "loss of quorum", func() bool { return m.QuorumLost() >= least })
 }
 
 var order = coord.AloneOrder{Lost: []string{"w1", "c2"}, By: "me", Why: "fire"}

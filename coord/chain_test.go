@@ -132,7 +132,7 @@ func (c *testChain) start() *testChain {
 	go func() { c.over <- c.run(ctx) }()
 	c.t.Cleanup(func() {
 		end()
-		_ = <-c.over
+		<-c.over //nolint:errcheck // why it ended is not asked here
 	})
 	return c
 }
@@ -831,7 +831,7 @@ func TestChainUnderFaults(t *testing.T) {
 			}
 		}
 		end()
-		_ = <-over
+		<-over //nolint:errcheck // why it ended is not asked here
 		for _, l := range late {
 			if _, err := l.apply(); err != nil {
 				rt.Fatal(err)

@@ -93,7 +93,7 @@ func startDev(t testing.TB) *Cluster {
 	t.Helper()
 	dir := clusterDir(t)
 	r := &devRunner{dir: filepath.Join(dir, "cluster"), err: &lockedBuffer{}}
-	r.cmd = exec.CommandContext(context.Background(), binary, "dev", "--dir", r.dir, "-o", "json") // ends by signals
+	r.cmd = exec.CommandContext(context.Background(), binary, "dev", "--dir", r.dir, "-o", "json") //nolint:usetesting // a clean-up ends it, in order
 	r.cmd.Stderr = r.err
 	out, err := r.cmd.StdoutPipe()
 	if err != nil {

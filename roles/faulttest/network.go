@@ -79,7 +79,7 @@ func namespace(name string) string { return fmt.Sprintf("%s%d-%s", prefix, os.Ge
 // sweepNamespaces removes what tests left that could not clean up.
 func sweepNamespaces(t testing.TB) {
 	t.Helper()
-	out, err := exec.CommandContext(context.Background(), "ip", "-json", "netns", "list").Output()
+	out, err := exec.CommandContext(t.Context(), "ip", "-json", "netns", "list").Output()
 	if err != nil {
 		return // then there are none
 	}
