@@ -33,7 +33,7 @@ demo: build ## start a cluster here, run a process, kill its active controller, 
 .PHONY: test
 test: ## run all tests; installs what they need if it may, else says what it skips
 	@.ci/install-packages
-	CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout 12m $(if $(RUN),-run '$(RUN)') $(PKG)
+	CGO_ENABLED=1 $(GO) test -race -shuffle=on -p 1 -timeout 20m $(if $(RUN),-run '$(RUN)') $(PKG)
 
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint ## check format, vet and lint
