@@ -18,7 +18,15 @@ type failoverOptions struct {
 	benchOptions
 	fault string
 	load  int
+	raft  string
 }
+
+// Who leads raft when the Active is struck.
+const (
+	raftBoth   = "both" // by turns
+	raftActive = "active"
+	raftOther  = "other"
+)
 
 func newBenchFailoverCommand(a *app) *cobra.Command {
 	var opts failoverOptions
@@ -43,7 +51,10 @@ answered ACTIVE when another one was.
 
   --fault kill   kill -9
   --fault stop   SIGSTOP; SIGCONT when another is Active
-  --fault cut    all packets to and from it vanish (needs root, ip and nft)`,
+  --fault cut    all packets to and from it vanish (needs root, ip and nft)
+
+If the Active also leads raft, a new leader must be elected first. By default it
+does in every other trial; --raft active or other makes it always or never so.`,
 		Example: `  uac bench failover
   uac bench failover --trials 200 --load 50 -o json
   uac bench failover --fault stop --set cluster.silence_timeout=100ms`,
@@ -53,6 +64,7 @@ answered ACTIVE when another one was.
 	fs := cmd.Flags()
 	fs.StringVar(&opts.fault, "fault", "kill", "`FAULT` that strikes the Active: "+strings.Join(names, ", "))
 	fs.IntVar(&opts.load, "load", 0, "`NUMBER` of requests a second that run beside")
+	fs.StringVar(&opts.raft, "raft", raftBoth, "`WHO` leads raft: active, other, or both by turns")
 	opts.addFlags(fs, 20)
 	return cmd
 }
@@ -67,8 +79,10 @@ type failoverResult struct {
 	FirstWrite spread `json:"first_write_ms"`
 	NextStep   spread `json:"next_step_ms"`
 	Probe      spread `json:"probe_ms"`
-	// LedRaft counts the trials in which the Active also led raft.
-	LedRaft int `json:"led_raft"`
+	// FirstWriteLed and FirstWriteNot are the first writes of the trials in which
+	// the Active also led raft, and of the others.
+	FirstWriteLed spread `json:"first_write_led_raft_ms"`
+	FirstWriteNot spread `json:"first_write_not_led_raft_ms"`
 	// TwoActive counts the trials in which the old Active answered ACTIVE when
 	// the new one did already.
 	TwoActive int             `json:"two_active"`
@@ -104,6 +118,9 @@ func runBenchFailover(ctx context.Context, a *app, opts failoverOptions) (err er
 	i := slices.IndexFunc(faults(nil), func(f fault) bool { return f.name == opts.fault })
 	if i < 0 {
 		return usageError("--fault: %q is not one of kill, stop, cut", opts.fault)
+	}
+	if !slices.Contains([]string{raftBoth, raftActive, raftOther}, opts.raft) {
+		return usageError("--raft: %q is not one of both, active, other", opts.raft)
 	}
 	if opts.load < 0 {
 		return usageError("--load: %d is negative", opts.load)
@@ -141,11 +158,15 @@ func (r *failoverResult) broken() bool {
 func (r *failoverResult) print(w io.Writer, p paint, what string) error {
 	fmt.Fprintf(w, "%s: %d trials, silence_timeout %s, %d requests a second beside\n\n", what, r.Trials, r.SilenceTimeout, r.Load)
 	err := printMeasures(w, p,
-		measure{"first fenced write", r.FirstWrite}, measure{"next step started", r.NextStep}, measure{"probe answers ACTIVE", r.Probe})
+		measure{"first fenced write", r.FirstWrite},
+		measure{"  if it led raft", r.FirstWriteLed},
+		measure{"  if another did", r.FirstWriteNot},
+		measure{"next step started", r.NextStep},
+		measure{"probe answers ACTIVE", r.Probe})
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(w, "\nthe Active also led raft in %d of %d trials; two answered ACTIVE in %d\n", r.LedRaft, r.Trials, r.TwoActive)
+	fmt.Fprintf(w, "\nthe Active also led raft in %d of %d trials; two answered ACTIVE in %d\n", r.FirstWriteLed.N, r.Trials, r.TwoActive)
 	for _, t := range []struct {
 		what string
 		tally
@@ -174,7 +195,8 @@ func (b *bench) failover(ctx context.Context, f fault, opts failoverOptions, res
 	var trials []failoverTrial
 	for i := range opts.trials {
 		b.a.progress("trial %d of %d", i+1, opts.trials)
-		t, err := b.failoverTrial(ctx, f)
+		lead := opts.raft == raftActive || opts.raft == raftBoth && i%2 == 0
+		t, err := b.failoverTrial(ctx, f, lead)
 		if err != nil {
 			return errors.Join(fmt.Errorf("trial %d: %w", i+1, err), load.stop())
 		}
@@ -188,7 +210,7 @@ func (b *bench) failover(ctx context.Context, f fault, opts failoverOptions, res
 	if err != nil {
 		return err
 	}
-	var writes, steps, probes []time.Duration
+	var writes, led, not, steps, probes []time.Duration
 	for i := range trials {
 		t := &trials[i]
 		since := func(at int64) time.Duration { return time.Duration(at - t.struck) }
@@ -196,22 +218,65 @@ func (b *bench) failover(ctx context.Context, f fault, opts failoverOptions, res
 		t.FirstWrite, t.NextStep, t.Probe = millis(since(t.firstWrite)), millis(since(t.nextStep)), millis(since(t.probe))
 		result.Chains.add(t.succeeded, stepNames(chain), counts[t.Request])
 		if t.LedRaft {
-			result.LedRaft++
+			led = append(led, since(t.firstWrite))
+		} else {
+			not = append(not, since(t.firstWrite))
 		}
 		if t.TwoActive {
 			result.TwoActive++
 		}
 	}
 	result.FirstWrite, result.NextStep, result.Probe = spreadOf(writes), spreadOf(steps), spreadOf(probes)
+	result.FirstWriteLed, result.FirstWriteNot = spreadOf(led), spreadOf(not)
 	result.Samples = trials
 	result.Beside, err = load.settle(ctx, single)
 	return err
 }
 
-// failoverTrial strikes the Active once, in the middle of a request.
-func (b *bench) failoverTrial(ctx context.Context, f fault) (t failoverTrial, err error) {
+// placeRaft sees to it that the Active leads raft, or does not. Leadership itself
+// cannot be moved from outside, but the Active can, and a leader can be killed.
+func (b *bench) placeRaft(ctx context.Context, lead bool) error {
+	for {
+		leader, active := "", ""
+		for _, n := range b.controllers() {
+			if b.leadsRaft(ctx, n) {
+				leader = n.Name
+			}
+			if b.nodes.mode(ctx, n) == "ACTIVE" {
+				active = n.Name
+			}
+		}
+		switch {
+		case active == "":
+		case (leader == active) == lead:
+			return nil
+		case leader != "":
+			to := b.others(active)[0].Name
+			if err := b.switchTo(ctx, to); err != nil {
+				return err
+			}
+		default: // the watch leads
+			if _, err := b.sup.kill("w1"); err != nil {
+				return err
+			}
+			if err := b.sup.start(ctx, "w1"); err != nil {
+				return err
+			}
+		}
+		if err := b.sup.awaitReady(ctx, benchPatience); err != nil {
+			return err
+		}
+	}
+}
+
+// failoverTrial strikes the Active once, in the middle of a request. lead says
+// whether it then leads raft.
+func (b *bench) failoverTrial(ctx context.Context, f fault, lead bool) (t failoverTrial, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, benchPatience, errors.New("this took too long"))
 	defer cancel()
+	if err := b.placeRaft(ctx, lead); err != nil {
+		return t, fmt.Errorf("place the leader of raft: %w", err)
+	}
 	victim, err := b.active(ctx)
 	if err != nil {
 		return t, err

@@ -166,6 +166,13 @@ func (b *bench) switchover(ctx context.Context, trials int, result *switchoverRe
 	return err
 }
 
+// switchTo makes a controller Active.
+func (b *bench) switchTo(ctx context.Context, name string) error {
+	return b.api.send(ctx, call{
+		method: http.MethodPost, path: pathOf("nodes", "switchover"), body: map[string]string{"to": name}, once: true,
+	}, nil)
+}
+
 // switchoverTrial makes the other controller Active.
 func (b *bench) switchoverTrial(ctx context.Context, w *writer) (write, silence, gap time.Duration, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, benchPatience, errors.New("this took too long"))
@@ -184,10 +191,7 @@ func (b *bench) switchoverTrial(ctx context.Context, w *writer) (write, silence,
 		}
 	}
 	ordered := monotonic()
-	err = b.api.send(ctx, call{
-		method: http.MethodPost, path: pathOf("nodes", "switchover"), body: map[string]string{"to": next.Name}, once: true,
-	}, nil)
-	if err != nil {
+	if err := b.switchTo(ctx, next.Name); err != nil {
 		return 0, 0, 0, err
 	}
 	_, wrote, err := firstWrite(ctx, []devNode{next}, ordered)

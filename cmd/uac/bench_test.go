@@ -129,6 +129,7 @@ func TestBenchUsage(t *testing.T) {
 		"bench failover --trials 0":          "--trials: 0",
 		"bench failover --load -1":           "--load: -1",
 		"bench failover --fault nap":         `"nap" is not one of kill, stop, cut`,
+		"bench failover --raft me":           `"me" is not one of both, active, other`,
 		"bench failover --set foo":           "KEY=VALUE",
 		"bench start --dir " + dir:           "needs one of its own",
 		"bench start --set cluster.leas=6s":  "cluster.lease",
@@ -180,7 +181,7 @@ func TestBench(t *testing.T) {
 		}
 		for _, f := range faults(nil)[:2] {
 			var r failoverResult
-			if err := b.failover(ctx, f, failoverOptions{benchOptions: benchOptions{trials: 1}, load: 10}, &r); err != nil {
+			if err := b.failover(ctx, f, failoverOptions{benchOptions: benchOptions{trials: 1}, load: 10, raft: raftBoth}, &r); err != nil {
 				return err
 			}
 			measured(f.name+": first write", r.FirstWrite, 1)
@@ -189,7 +190,7 @@ func TestBench(t *testing.T) {
 			if r.Chains.Requests != 1 || r.Chains.Steps != chainSteps || r.Beside.Requests == 0 || r.broken() {
 				t.Errorf("%s: %+v", f.name, r)
 			}
-			if s := r.Samples[0]; s.Victim == s.Successor || r.NextStep.Max < r.FirstWrite.Max {
+			if s := r.Samples[0]; s.Victim == s.Successor || !s.LedRaft || r.NextStep.Max < r.FirstWrite.Max {
 				t.Errorf("%s: %+v", f.name, r)
 			}
 		}
@@ -204,8 +205,8 @@ func TestBench(t *testing.T) {
 
 func TestFailoverResult(t *testing.T) {
 	r := failoverResult{
-		SilenceTimeout: "1s", Trials: 2, LedRaft: 1,
-		FirstWrite: spread{2, 7.1, 9.25, 9.25}, NextStep: spread{2, 20, 30, 30}, Probe: spread{2, 6, 8, 8},
+		SilenceTimeout: "1s", Trials: 2,
+		FirstWrite: spread{2, 7.1, 9.25, 9.25}, FirstWriteLed: spread{1, 9.25, 9.25, 9.25}, FirstWriteNot: spread{1, 7.1, 7.1, 7.1}, NextStep: spread{2, 20, 30, 30}, Probe: spread{2, 6, 8, 8},
 		Chains: tally{Requests: 2, Steps: 80},
 	}
 	var out strings.Builder
@@ -216,6 +217,8 @@ func TestFailoverResult(t *testing.T) {
 
                              p50         p99         max
 first fenced write        7.1 ms      9.2 ms      9.2 ms
+  if it led raft          9.2 ms      9.2 ms      9.2 ms
+  if another did          7.1 ms      7.1 ms      7.1 ms
 next step started        20.0 ms     30.0 ms     30.0 ms
 probe answers ACTIVE      6.0 ms      8.0 ms      8.0 ms
 
