@@ -98,9 +98,11 @@ func client(t testing.TB, m *coord.Member) *clientv3.Client {
 
 func mustCommit(t testing.TB, s *coord.Session, tx coord.Tx) coord.Result {
 	t.Helper()
-	res, err := s.Commit(t.Context(), tx)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	res, err := s.Commit(ctx, tx)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v (%v)", err, s.Check())
 	}
 	return res
 }
@@ -228,7 +230,7 @@ func lose(c call) (*clientv3.TxnResponse, error) {
 	return nil, context.DeadlineExceeded
 }
 
-func hex(n int64) string { return fmt.Sprintf("%x", n) }
+func leaseHex(n int64) string { return fmt.Sprintf("%x", n) }
 
 // until polls what gives no signal.
 func until(t testing.TB, what string, cond func() bool) {
@@ -274,3 +276,5 @@ func isolate(c *coordtest.Cluster, name string, cut bool) {
 	}
 	cutRaft(c, name, cut)
 }
+
+func withRev(rev int64) []clientv3.OpOption { return []clientv3.OpOption{clientv3.WithRev(rev)} }

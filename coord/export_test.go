@@ -1,6 +1,7 @@
 package coord
 
 import (
+	"context"
 	"time"
 
 	"go.etcd.io/etcd/server/v3/etcdserver"
@@ -41,4 +42,16 @@ func Questions(m *Member) uint64 {
 	m.mesh.lock()
 	defer m.mesh.unlock()
 	return m.mesh.ballots.number
+}
+
+// Kick makes a member start a raft election, as if dead had led raft.
+func Kick(ctx context.Context, m *Member, dead string) {
+	if e := m.serving(); e != nil {
+		m.kick(ctx, e, dead)
+	}
+}
+
+// Compact does what the Active does for the store now and then.
+func Compact(ctx context.Context, s *Session) error {
+	return s.compact(ctx, s.m.view.Revision())
 }

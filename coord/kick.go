@@ -8,34 +8,48 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 )
 
-// How long a survivor waits for the one before it in line to become raft
-// leader, and how often it tries itself.
 const (
+	// kickAfter is how long a survivor waits for the one before it in line to
+	// become raft leader, and how often it looks.
 	kickAfter = 10 * time.Millisecond
+	// kickTries is how often it tries itself. After each try it waits twice as
+	// long as before, so that two who get in each other's way come apart.
 	kickTries = 5
+	// kickSteady is how many looks in a row must show a leader. A late call of
+	// another survivor may depose one that has just been elected.
+	kickSteady = 5
 )
 
 // electInsteadOf makes raft elect a new leader at once when dead led it,
-// instead of after its own timeout, and returns when there is one or when it
-// has tried often enough. Survivors take turns: two that start at the same
-// moment would split the vote. The first in line is who would become Active; it
-// can lose if its log is shorter, then the next one's turn comes. A wrong call
-// costs one election and nothing else.
+// instead of after its own timeout, and returns when one stands or when it has
+// tried often enough. Survivors take turns: two that start at the same moment
+// would split the vote. The first in line is who would become Active; it can
+// lose if its log is shorter, then the next one's turn comes. A wrong call costs
+// no more than the election that raft would hold by itself.
 func (m *Member) electInsteadOf(ctx context.Context, dead string) {
 	e := m.serving()
 	if e == nil || !m.leaderless(e, dead) || !m.electing.CompareAndSwap(false, true) {
 		return
 	}
 	defer m.electing.Store(false)
-	wait := m.turn(dead)
+	turn := m.turn(dead)
 	t := time.NewTicker(kickAfter)
 	defer t.Stop()
-	for tries := 0; tries < kickTries && m.leaderless(e, dead); {
-		if wait > 0 {
+	for wait, tries, steady := turn, 0, 0; steady < kickSteady; {
+		l := e.leader()
+		switch {
+		case l != "" && l != dead:
+			steady++
+		case wait > 0:
+			steady = 0
 			wait--
-		} else {
+		case tries == kickTries:
+			return
+		default:
+			steady = 0
 			m.kick(ctx, e, dead)
 			tries++
+			wait = turn + 1<<tries
 		}
 		select {
 		case <-ctx.Done():
@@ -45,7 +59,8 @@ func (m *Member) electInsteadOf(ctx context.Context, dead string) {
 	}
 }
 
-// leaderless reports whether raft has had no leader since the dead one.
+// leaderless reports whether raft has had no leader since the dead one. If
+// another one led it since, it is raft's own business to elect the next.
 func (m *Member) leaderless(e *etcd, dead string) bool {
 	l := e.leader()
 	if l == "" {

@@ -176,7 +176,7 @@ func TestLocks(t *testing.T) {
 		lease := clientv3.LeaseID(value[aliveKey](snap, "alive/c1").Lease)
 		l := mustLock(t, s1, "held")
 		// What a failed attempt left there, late.
-		if _, err := cl.Put(t.Context(), "locks/stray/"+hex(int64(lease)), "", clientv3.WithLease(lease)); err != nil {
+		if _, err := cl.Put(t.Context(), "locks/stray/"+leaseHex(int64(lease)), "", clientv3.WithLease(lease)); err != nil {
 			t.Fatal(err)
 		}
 		mustUnlock(t, mustLock(t, s2, "stray"))

@@ -21,6 +21,10 @@ const (
 	RoomForRequests = 0.70
 	// RoomForGrowth is the part above which every other growth is refused.
 	RoomForGrowth = 0.85
+	// roomForFile is the size of the file above which both are refused. It holds
+	// free space as well, but large values do not fit into every gap, and its
+	// size is what etcd's alarm looks at.
+	roomForFile = 0.95
 )
 
 // ErrNoRoom is returned when the storage quota leaves no room for growth.
@@ -33,8 +37,12 @@ func (m *Member) CheckRoom(limit float64) error {
 		return fmt.Errorf("%w: nothing can be written. Raise etcd.quota or free space on the disk, then restart %s",
 			ErrNoRoom, strings.Join(e.full(), ", "))
 	}
-	if used, _ := m.Room(); used > limit {
+	switch used, file := m.Room(); {
+	case used > limit:
 		return fmt.Errorf("%w: %.0f %% of the quota is in use, the limit for this is %.0f %%", ErrNoRoom, 100*used, 100*limit)
+	case file > roomForFile:
+		return fmt.Errorf("%w: its file has %.0f %% of the quota, the limit is %.0f %%. Restart %s to make it smaller",
+			ErrNoRoom, 100*file, 100*roomForFile, m.cfg.Name)
 	}
 	return nil
 }

@@ -318,8 +318,8 @@ func TestLeaseWithAnUnknownOutcome(t *testing.T) {
 		t.Errorf("put %d times, changed %v: want the same put repeated", puts, alive.Create != alive.Mod)
 	}
 	for kv := range snap.Range("locks/x/") {
-		if want := value[aliveKey](snap, "alive/c1").Lease; !strings.HasSuffix(kv.Key, hex(want)) {
-			t.Errorf("lock key %s, want it under lease %s", kv.Key, hex(want))
+		if want := value[aliveKey](snap, "alive/c1").Lease; !strings.HasSuffix(kv.Key, leaseHex(want)) {
+			t.Errorf("lock key %s, want it under lease %s", kv.Key, leaseHex(want))
 		}
 	}
 }

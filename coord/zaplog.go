@@ -3,6 +3,8 @@ package coord
 import (
 	"context"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync/atomic"
 
 	"go.uber.org/zap"
@@ -70,8 +72,8 @@ func attrs(fs []zapcore.Field) []slog.Attr {
 		f.AddTo(enc)
 	}
 	as := make([]slog.Attr, 0, len(enc.Fields))
-	for k, v := range enc.Fields {
-		as = append(as, slog.Any(k, v))
+	for _, k := range slices.Sorted(maps.Keys(enc.Fields)) {
+		as = append(as, slog.Any(k, enc.Fields[k]))
 	}
 	return as
 }
