@@ -38,7 +38,6 @@ type devSupervisor struct {
 
 	mu    sync.Mutex // guards the fields below, and the nodes of cluster
 	procs map[string]*devProcess
-	ended chan struct{} // closed and replaced whenever a node has ended
 }
 
 // devProcess is one run of a node.
@@ -61,7 +60,7 @@ func lockDev(dir string) (*os.File, error) {
 		return nil, err
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close() // nothing was written
+		_ = f.Close() // only a name
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, errDevRunning
 		}
@@ -82,7 +81,7 @@ func openDev(ctx context.Context, a *app, opts devOptions) (_ *devSupervisor, er
 	}
 	s := &devSupervisor{
 		program: program, environ: withoutSettings(a.environ), events: a.stderr, untold: opts.untold,
-		procs: map[string]*devProcess{}, ended: make(chan struct{}),
+		procs: map[string]*devProcess{},
 	}
 	if s.lock, err = lockDev(opts.dir); err != nil {
 		if errors.Is(err, errDevRunning) {
@@ -102,7 +101,7 @@ func openDev(ctx context.Context, a *app, opts devOptions) (_ *devSupervisor, er
 	if s.cluster != nil {
 		err = s.reopen(ctx, opts)
 	} else {
-		err = s.make(ctx, opts)
+		err = s.makeCluster(ctx, opts)
 	}
 	if err != nil {
 		return nil, err
@@ -112,8 +111,8 @@ func openDev(ctx context.Context, a *app, opts devOptions) (_ *devSupervisor, er
 	return s, nil
 }
 
-// make makes a new cluster.
-func (s *devSupervisor) make(ctx context.Context, opts devOptions) (err error) {
+// makeCluster makes a new cluster.
+func (s *devSupervisor) makeCluster(ctx context.Context, opts devOptions) (err error) {
 	shape := opts.devShape
 	listening := shape.controllers + shape.watches + shape.relays
 	if listening > devMaxListening {
@@ -256,8 +255,6 @@ func (s *devSupervisor) await(name string, p *devProcess) {
 	if !p.asked {
 		fmt.Fprintf(s.events, "%s ended by itself: %s\n", name, howItEnded(p.err))
 	}
-	close(s.ended)
-	s.ended = make(chan struct{})
 }
 
 func howItEnded(err error) string {
