@@ -28,6 +28,7 @@ import "strings"
 //	agents/<agent>                 enrolled agents
 //	links/<agent>/<controller>     which controllers hold a link to the agent
 //	tokens/<id>                    API and join tokens, hashed
+//	imported/<id>                  first tokens that were stored once and are not stored again
 //	events/<id>                    what happened and who did it
 //
 // This package owns the keys down to locks/; the others belong to the roles

@@ -121,16 +121,16 @@ func (c *Controller) DeleteToken(ctx context.Context, a api.Actor, id string) er
 	return c.commit(ctx, s, coord.Del(kv.Key), c.audit(a, "token.deleted", id, nil))
 }
 
-// ImportToken stores the record of a token that was made while the cluster was
-// set up, unless it is known. It lets the first operator in.
+// importToken stores the record of a token that was made while the cluster was
+// set up, once: it lets the first operator in, and stays deleted when that
+// operator has deleted it.
 func (c *Controller) importToken(ctx context.Context, s *coord.Session, t pki.APIToken) error {
 	key := tokenKey(t.ID)
-	if _, known := c.member.View().Get(key); known {
-		return nil
-	}
+	once := importedKey(t.ID)
 	_, err := s.Commit(ctx, coord.Tx{
-		If: []coord.Cond{coord.Absent(key)},
+		If: []coord.Cond{coord.Absent(once), coord.Absent(key)},
 		Then: []coord.Write{
+			coord.Put(once, encode(now())),
 			coord.Put(key, encode(tokenRecord{API: &t})),
 			c.event(api.Event{Kind: "token.imported", Subject: t.ID, Detail: map[string]string{"role": string(t.Role), "name": t.Name}}),
 		},

@@ -35,7 +35,10 @@ func linkKey(agent, controller string) string {
 	return prefixLinks + agent + "/" + controller
 }
 func tokenKey(id string) string { return prefixTokens + id }
-func eventKey(id string) string { return prefixEvents + id }
+
+// importedKey remembers that a first token was stored, also after its deletion.
+func importedKey(id string) string { return "imported/" + id }
+func eventKey(id string) string    { return prefixEvents + id }
 
 // claimRecord is the value of claims/<id>: who owns a request.
 type claimRecord struct {
