@@ -48,9 +48,15 @@ func (m *Member) Nodes() []NodeStatus {
 			}
 		}
 		if rec.Name == m.cfg.Name {
+			// Of itself it knows better: just after it has joined, its view may still
+			// show its former session, and the term that this had.
 			st.Heard = time.Now()
-			if s := m.current(); s == nil || s.Check() != nil {
-				st.Mode = ModeOffline
+			st.Mode, st.Epoch, st.Term = ModeOffline, 0, 0
+			if s := m.current(); s != nil {
+				st.Mode, st.Epoch = s.Mode(), s.Epoch()
+				if t := s.Term(); t != nil && st.Mode == ModeActive {
+					st.Term = t.Epoch()
+				}
 			}
 		} else {
 			st.Heard = m.heard(rec.Name)

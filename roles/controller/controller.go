@@ -211,6 +211,11 @@ func (c *Controller) current() (*coord.Session, error) {
 	if err := s.Check(); err != nil {
 		return nil, fmt.Errorf("%w: %w", api.ErrUnavailable, err)
 	}
+	// What it shows before may be older than what it showed in its former session:
+	// requests that were final would run again in the eyes of a client.
+	if c.member.View().Revision() < s.Epoch() {
+		return nil, fmt.Errorf("%w: it has not yet caught up with the cluster that it has just joined", api.ErrUnavailable)
+	}
 	return s, nil
 }
 

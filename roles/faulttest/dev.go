@@ -89,11 +89,11 @@ func clusterDir(t testing.TB) string {
 
 // startDev starts a cluster on the loopback network: two controllers, a watch
 // and two agents.
-func startDev(t testing.TB) *Cluster {
+func startDev(t testing.TB, args ...string) *Cluster {
 	t.Helper()
 	dir := clusterDir(t)
 	r := &devRunner{dir: filepath.Join(dir, "cluster"), err: &lockedBuffer{}}
-	r.cmd = exec.CommandContext(context.Background(), binary, "dev", "--dir", r.dir, "-o", "json") //nolint:usetesting // a clean-up ends it, in order
+	r.cmd = exec.CommandContext(context.Background(), binary, append([]string{"dev", "--dir", r.dir, "-o", "json"}, args...)...) //nolint:usetesting // a clean-up ends it, in order
 	r.cmd.Stderr = r.err
 	out, err := r.cmd.StdoutPipe()
 	if err != nil {

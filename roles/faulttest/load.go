@@ -51,46 +51,58 @@ func newRecorder(c *Cluster) *recorder {
 	return r
 }
 
-// watch asks one controller again and again.
+// watch asks one controller again and again: at its leisure while that answers,
+// and eagerly while it does not, because what it says first is what it could get
+// wrong.
 func (r *recorder) watch(ctx context.Context, name string) {
-	tick := time.NewTicker(watchEvery)
-	defer tick.Stop()
+	pause := time.NewTimer(watchEvery)
+	defer pause.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-pause.C:
 		}
-		pid := 0
-		for _, n := range r.c.run.nodes() {
-			if n.Name == name {
-				pid = n.PID
-			}
+		if r.look(ctx, name) {
+			pause.Reset(watchEvery)
+		} else {
+			pause.Reset(watchEvery / 30)
 		}
-		if pid == 0 {
-			continue
-		}
-		// The Active first: who answers says it of itself.
-		cl := r.c.clients[name]
-		var nodes []NodeInfo
-		began := time.Since(r.began)
-		if cl.get(ctx, "/v1/nodes", &nodes) != nil {
-			continue
-		}
-		ended := time.Since(r.began)
-		var all []Request
-		if cl.get(ctx, "/v1/requests?limit=10000", &all) != nil {
-			all = nil
-		}
-		r.mu.Lock()
-		for _, n := range nodes {
-			if n.Name == name && n.Mode == "Active" && n.Term != 0 {
-				r.acting = append(r.acting, Acting{Node: name, Term: n.Term, Began: began, Ended: ended})
-			}
-		}
-		r.seenLocked(fmt.Sprintf("%s (process %d)", name, pid), all)
-		r.mu.Unlock()
 	}
+}
+
+// look writes down what one controller shows now, and reports whether it showed
+// anything.
+func (r *recorder) look(ctx context.Context, name string) bool {
+	pid := 0
+	for _, n := range r.c.run.nodes() {
+		if n.Name == name {
+			pid = n.PID
+		}
+	}
+	if pid == 0 {
+		return false
+	}
+	cl := r.c.clients[name]
+	var nodes []NodeInfo
+	began := time.Since(r.began)
+	if cl.get(ctx, "/v1/nodes", &nodes) != nil {
+		return false
+	}
+	ended := time.Since(r.began)
+	var all []Request
+	if cl.get(ctx, "/v1/requests?limit=10000", &all) != nil {
+		all = nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, n := range nodes {
+		if n.Name == name && n.Mode == "Active" && n.Term != 0 { // what others say of it may be old
+			r.acting = append(r.acting, Acting{Node: name, Term: n.Term, Began: began, Ended: ended})
+		}
+	}
+	r.seenLocked(name, all)
+	return true
 }
 
 func (r *recorder) seenLocked(source string, all []Request) {

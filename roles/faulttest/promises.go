@@ -27,8 +27,9 @@ type History struct {
 
 // View is one request as one controller showed it.
 type View struct {
-	// Source is the process that answered: what one of them shows never goes
-	// back, while two of them may show the same change one after the other.
+	// Source is the controller that answered: what one of them shows never goes
+	// back, even if it starts again, while two of them may show the same change one
+	// after the other.
 	Source  string
 	Request Request
 }
