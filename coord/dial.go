@@ -12,18 +12,19 @@ import (
 // dial keeps a connection to the peer until ctx ends. How a connection ends and
 // what the next dial finds is evidence, so it dials again at once.
 func (m *mesh) dial(ctx context.Context, p *peer) {
+	longest := m.cfg.Silence / pulsesPerSilence
 	var wait time.Duration
 	for {
 		began := time.Now()
 		linked, err := m.connect(ctx, p)
 		switch {
-		case linked && time.Since(began) >= m.cfg.Silence:
+		case linked && time.Since(began) >= longest: // no oftener than after a pause
 			wait = 0
 			continue
 		case !linked && lasting(err):
 			wait = refusalPause
 		default:
-			wait = min(max(2*wait, firstRedial), m.cfg.Silence/pulsesPerSilence)
+			wait = min(max(2*wait, firstRedial), longest)
 		}
 		timer := time.NewTimer(wait)
 		select {

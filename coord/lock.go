@@ -71,8 +71,11 @@ func (s *Session) lock(ctx context.Context, name string,
 		// A failed attempt may have left its key under our lease, or leave it
 		// there late: until it is swept nobody else gets the lock.
 		s.tidySoon()
-		if errors.Is(err, concurrency.ErrLocked) {
+		switch {
+		case errors.Is(err, concurrency.ErrLocked):
 			err = ErrLocked
+		case ctx.Err() != nil: // which etcd reports in its own words
+			err = context.Cause(ctx)
 		}
 		return nil, fmt.Errorf("lock %s: %w", name, err)
 	}
@@ -97,8 +100,9 @@ func (s *Session) mutex(ctx context.Context, name string) (*concurrency.Mutex, e
 }
 
 // sweepLocks removes the lock keys under our own lease that nobody in this
-// process holds or waits for.
-func (s *Session) sweepLocks(ctx context.Context, snap Snapshot) {
+// process holds or waits for, and reports whether it did.
+func (s *Session) sweepLocks(ctx context.Context, snap Snapshot) bool {
+	done := true
 	s.mu.Lock()
 	lease := s.lease
 	s.mu.Unlock()
@@ -107,17 +111,15 @@ func (s *Session) sweepLocks(ctx context.Context, snap Snapshot) {
 		if under != fmt.Sprintf("%x", lease) {
 			continue
 		}
-		free, err := s.m.locals.tryTake(ctx, name)
-		if err != nil {
-			continue
-		}
-		stray := Cond{key: kv.Key, rev: kv.Mod, equal: true}
-		_, err = s.etcd.attempt(ctx, time.Second, []clientv3.Cmp{stray.cmp()}, []clientv3.Op{clientv3.OpDelete(kv.Key)}, nil)
-		free()
-		if err != nil {
-			s.log.Debug("stray lock key not swept", "lock", name, "error", err)
-		}
+		s.m.locals.ifFree(name, func() {
+			stray := []clientv3.Cmp{ModIs(kv.Key, kv.Mod).cmp()}
+			if _, err := s.etcd.attempt(ctx, time.Second, stray, []clientv3.Op{clientv3.OpDelete(kv.Key)}, nil); err != nil {
+				s.log.Debug("stray lock key not swept", "lock", name, "error", err)
+				done = false
+			}
+		})
 	}
+	return done
 }
 
 // Guard holds while the lock is still ours.
@@ -180,7 +182,10 @@ func (s *Session) ReleaseLock(ctx context.Context, name string, with ...Write) (
 
 // localLocks serializes holders of one name within this process.
 type localLocks struct {
-	mu   sync.Mutex
+	// sweeping is held while something is done about a name that is free.
+	sweeping sync.Mutex
+
+	mu   sync.Mutex // guards held
 	held map[string]chan struct{}
 }
 
@@ -203,7 +208,7 @@ func (l *localLocks) take(ctx context.Context, name string) (free func(), err er
 	ch := l.slot(name)
 	select {
 	case ch <- struct{}{}:
-		return sync.OnceFunc(func() { <-ch }), nil
+		return l.taken(ch), nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -214,8 +219,24 @@ func (l *localLocks) tryTake(_ context.Context, name string) (free func(), err e
 	ch := l.slot(name)
 	select {
 	case ch <- struct{}{}:
-		return sync.OnceFunc(func() { <-ch }), nil
+		return l.taken(ch), nil
 	default:
 		return nil, ErrLocked
+	}
+}
+
+// taken waits for what is being done because the name was free a moment ago.
+func (l *localLocks) taken(ch chan struct{}) (free func()) {
+	l.sweeping.Lock()
+	defer l.sweeping.Unlock()
+	return sync.OnceFunc(func() { <-ch })
+}
+
+// ifFree runs f if nobody here has the name; nobody gets it before f is done.
+func (l *localLocks) ifFree(name string, f func()) {
+	l.sweeping.Lock()
+	defer l.sweeping.Unlock()
+	if len(l.slot(name)) == 0 {
+		f()
 	}
 }

@@ -97,22 +97,27 @@ const housekeepingEvery = 30 * time.Second
 func (s *Session) housekeeping(ctx context.Context) error {
 	tick := time.NewTicker(housekeepingEvery)
 	defer tick.Stop()
+	var again <-chan time.Time
 	for {
 		compact := false
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-s.tidy:
+		case <-again:
 		case <-tick.C:
 			compact = true
 		}
+		again = nil
 		snap := s.m.view.Snapshot()
-		s.sweepLocks(ctx, snap)
-		if s.Term() == nil {
-			continue
+		done := s.sweepLocks(ctx, snap)
+		if s.Term() != nil {
+			done = s.releaseLeases(ctx, snap) && done
 		}
-		s.releaseLeases(ctx, snap)
-		if compact {
+		if !done {
+			again = time.After(time.Second)
+		}
+		if compact && s.Term() != nil {
 			if err := s.compact(ctx, snap.Revision()); err != nil && ctx.Err() == nil {
 				s.log.Warn("compaction failed", "error", err)
 			}
@@ -120,17 +125,19 @@ func (s *Session) housekeeping(ctx context.Context) error {
 	}
 }
 
-// releaseLeases revokes the leases of lost sessions.
-func (s *Session) releaseLeases(ctx context.Context, snap Snapshot) {
+// releaseLeases revokes the leases of lost sessions, and reports whether it did.
+func (s *Session) releaseLeases(ctx context.Context, snap Snapshot) bool {
+	done := true
 	for kv := range snap.Range(prefixAlive) {
 		node := leaf(kv.Key, prefixAlive)
 		rec, err := decode[aliveRecord](kv)
 		// The key names the session that put it: one that is not the node's
 		// present one at the same revision is over.
 		if err == nil && snap.mod(sessionKey(node)) != rec.Epoch {
-			s.revoke(ctx, clientv3.LeaseID(rec.Lease))
+			done = s.revoke(ctx, clientv3.LeaseID(rec.Lease)) && done
 		}
 	}
+	return done
 }
 
 // compact drops history older than KeepRevisions, and all of it when room gets

@@ -403,14 +403,17 @@ func (s *Session) renew(ctx context.Context, id clientv3.LeaseID, sent time.Time
 	}
 }
 
-// revoke gives a lease back, and with it the locks that hang on it. Should it
-// fail, the lease expires by itself.
-func (s *Session) revoke(ctx context.Context, id clientv3.LeaseID) {
+// revoke gives a lease back, and with it the locks that hang on it, and reports
+// whether that is done. If not, the lease expires by itself.
+func (s *Session) revoke(ctx context.Context, id clientv3.LeaseID) bool {
 	ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
 	defer cancel()
-	if _, err := s.etcd.client.Revoke(ctx, id); err != nil {
-		s.log.Debug("lease not revoked, it expires by itself", "error", err)
+	_, err := s.etcd.client.Revoke(ctx, id)
+	if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		s.log.Debug("lease not revoked", "error", err)
+		return false
 	}
+	return true
 }
 
 func (s *Session) setLease(id clientv3.LeaseID) {

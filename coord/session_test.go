@@ -368,22 +368,24 @@ func TestRegisterKeepsWhatOperatorsSet(t *testing.T) {
 	}
 	c.Kill("c1")
 	// An operator resumes the node just when it registers.
-	var resumed atomic.Bool
+	var resumed atomic.Int64 // the revision of that
 	all["c1"].set(func(one call) (*clientv3.TxnResponse, error) {
-		if _, ok := one.puts("nodes/c1"); ok && resumed.CompareAndSwap(false, true) {
-			if _, err := one.next(t.Context(), nil, []clientv3.Op{clientv3.OpPut("nodes/c1", `{"name":"c1","preferred":true,"by":"operator"}`)}, nil); err != nil {
-				t.Error(err)
+		if _, ok := one.puts("nodes/c1"); ok && resumed.Load() == 0 {
+			resp, err := one.next(t.Context(), nil, []clientv3.Op{clientv3.OpPut("nodes/c1", `{"name":"c1","preferred":true,"by":"operator"}`)}, nil)
+			if err != nil {
+				return nil, err
 			}
+			resumed.Store(resp.Header.Revision)
 		}
 		return one.pass()
 	})
 	c.Run("c1")
 	snap := c.Await("c1", "registration", func(s coord.Snapshot) bool {
 		kv, _ := s.Get("nodes/c1")
-		return resumed.Load() && value[coord.NodeRecord](s, "nodes/c1").Host == "test" && strings.Contains(string(kv.Value), "Z")
+		return resumed.Load() != 0 && kv.Mod > resumed.Load()
 	})
 	rec := value[coord.NodeRecord](snap, "nodes/c1")
-	if rec.Paused || !rec.Preferred || rec.Role != coord.RoleController {
+	if rec.Paused || !rec.Preferred || rec.Role != coord.RoleController || rec.Host != "test" {
 		t.Errorf("registered as %+v, want preferred, not paused", rec)
 	}
 }

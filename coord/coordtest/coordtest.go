@@ -125,7 +125,7 @@ func (c *Cluster) Run(name string) *Node {
 		c.t.Fatalf("listen for pulses of %s: %v", name, err)
 	}
 	m, err := coord.New(cfg, coord.Deps{
-		Log:       slog.New(slog.NewTextHandler(c.t.Output(), nil)).With("node", name),
+		Log:       slog.New(slog.NewTextHandler(c.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", name),
 		Pulses:    acceptor{Listener: ln, cluster: c, self: name},
 		DialPulse: func(ctx context.Context, p coord.Peer) (net.Conn, error) { return c.dial(ctx, name, p) },
 		PulsePeer: func(conn net.Conn) (string, error) { return conn.(*pulseConn).peer() },
