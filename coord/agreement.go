@@ -10,11 +10,13 @@ const (
 	// voteFor is how long a yes counts, from when the ask that it names was
 	// sent.
 	voteFor = 200 * time.Millisecond
+	// lossAttempt bounds one attempt at the transaction that follows.
+	lossAttempt = 100 * time.Millisecond
 	// withholdFor is how long a voter echoes nothing of a process that it voted
-	// silent, from when it received the ask that it named. That was sent before
-	// it was received, so the vote is void by then; the rest covers clocks of
-	// different speed.
-	withholdFor = voteFor * 5 / 4
+	// against, from when it received the ask that it named. That was sent before
+	// it was received, so the vote is void and the last attempt that relied on
+	// it is over by then; the rest covers clocks of different speed.
+	withholdFor = (voteFor + lossAttempt) * 5 / 4
 	// askEvery is how often an asker repeats its question.
 	askEvery = 50 * time.Millisecond
 )

@@ -29,6 +29,10 @@ const (
 	// evAliveExpired: the session's alive key expired, and evSilence or
 	// evStalled holds besides. This counts as a majority.
 	evAliveExpired
+
+	// evDead is evidence that the session's process has ended. What is said of
+	// one that may live can turn out wrong: see withhold.
+	evDead = evRefused | evNewRun
 )
 
 var evidenceWords = [...]string{"refused", "new run", "silence", "not acting", "stalled", "alive expired"}
@@ -49,9 +53,6 @@ const (
 	notActingPulses = 3
 	// pulsesPerSilence is how many pulses a member sends per silence timeout.
 	pulsesPerSilence = 10
-	// freshEcho is how many pulses may lie between a pulse and the newest one
-	// whose echo its sender had: as long as an echo supports trust.
-	freshEcho = pulsesPerSilence * 4 / 5
 	// maintenanceGrace bounds how long announced maintenance excuses a stall.
 	maintenanceGrace = 60 * time.Second
 )
@@ -270,9 +271,10 @@ func (o *observed) stalled(now time.Time, me own) bool {
 	return o.speaksForSession() && o.writeAge > o.stall && me.writing(now, o.stall, o.stall/2)
 }
 
-// withhold stops echoes to the session's process until then. A vote for silence
-// stays valid at its asker for a while, whatever happens here: were the suspect
-// to be heard again, our echo would give it trust while that vote still counts.
+// withhold stops echoes to the session's process until then. A vote against a
+// process that may live stays valid at its asker for a while, and then the
+// asker's transaction is on its way, whatever happens here: were the suspect to
+// recover now, our echo would give it trust while it is being declared lost.
 func (o *observed) withhold(until time.Time) {
 	o.withheldRun, o.withheldUntil = o.run, later(o.withheldUntil, until)
 }

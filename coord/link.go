@@ -132,7 +132,7 @@ func (l *link) why() error {
 // answered reports whether the sender of the pulse had a fresh echo of ours that
 // named the session.
 func (l *link) answered(p *pulseMsg, epoch int64) bool {
-	return l.namedFrom != 0 && l.named == epoch && p.Heard >= l.namedFrom && p.Seq-p.Heard <= freshEcho
+	return l.namedFrom != 0 && l.named == epoch && p.Heard >= l.namedFrom
 }
 
 // closeNow closes a connection without a farewell: TLS would first try to send

@@ -27,8 +27,7 @@ func TestAnswered(t *testing.T) {
 		{"had the first echo that names it", &link{named: 10, namedFrom: 8}, 9, 8, true},
 		{"had an echo from before", &link{named: 10, namedFrom: 8}, 9, 7, false},
 		{"our echo names another", &link{named: 9, namedFrom: 1}, 9, 8, false},
-		{"an echo just fresh", &link{named: 10, namedFrom: 1}, 10, 2, true},
-		{"an echo too old", &link{named: 10, namedFrom: 1}, 11, 2, false},
+		{"had no echo that still counts", &link{named: 10, namedFrom: 1}, 9, 0, false},
 	}
 	for _, tt := range tests {
 		if got := tt.l.answered(&pulseMsg{Seq: tt.seq, Heard: tt.heard}, 10); got != tt.want {

@@ -72,8 +72,7 @@ var errNoLoss = errors.New("no loss to decide")
 // agreement that is valid when the attempt is sent, until the session is gone
 // or the agreement ends.
 func (s *Session) decideLoss(ctx context.Context, sus suspect) error {
-	first := true
-	for d := firstAttempt; ; d = min(2*d, lastAttempt) {
+	for first := true; ; {
 		snap := s.m.view.Snapshot()
 		if snap.mod(sessionKey(sus.node)) != sus.epoch {
 			return nil // decided
@@ -97,7 +96,7 @@ func (s *Session) decideLoss(ctx context.Context, sus suspect) error {
 			continue
 		}
 		first = false
-		resp, err := s.etcd.attempt(ctx, d, tx.cmps, tx.then, nil)
+		resp, err := s.etcd.attempt(ctx, lossAttempt, tx.cmps, tx.then, nil)
 		switch {
 		case err == nil && resp.Succeeded:
 			s.lossDecided(tx.record, resp.Header.Revision)
@@ -110,7 +109,7 @@ func (s *Session) decideLoss(ctx context.Context, sus suspect) error {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		default:
-			if gone, rev := s.settled(ctx, sus, d); gone {
+			if gone, rev := s.settled(ctx, sus); gone {
 				return s.m.view.Wait(ctx, rev)
 			}
 		}
@@ -118,9 +117,9 @@ func (s *Session) decideLoss(ctx context.Context, sus suspect) error {
 }
 
 // settled resolves an unknown outcome by reading the suspect's session.
-func (s *Session) settled(ctx context.Context, sus suspect, d time.Duration) (gone bool, rev int64) {
+func (s *Session) settled(ctx context.Context, sus suspect) (gone bool, rev int64) {
 	key := sessionKey(sus.node)
-	got, rev, err := s.etcd.get(ctx, d, key)
+	got, rev, err := s.etcd.get(ctx, lossAttempt, key)
 	return err == nil && got[key].Mod != sus.epoch, rev
 }
 

@@ -208,7 +208,9 @@ func (m *mesh) standing() standing {
 }
 
 // Agreement returns the agreement, as of now, that this session is over. Every
-// attempt to commit a loss needs one that is valid when it is sent.
+// attempt to commit a loss needs one that is valid when it is sent, and until
+// the attempt has ended this member, like those that voted, gives the suspect
+// no reason to trust itself.
 func (m *mesh) Agreement(suspect string, epoch int64) (agreement, bool) {
 	now := m.lock()
 	defer m.unlock()
@@ -217,7 +219,11 @@ func (m *mesh) Agreement(suspect string, epoch int64) (agreement, bool) {
 		return agreement{}, false
 	}
 	m.review(now, p)
-	return m.agreed(now, p, epoch)
+	a, ok := m.agreed(now, p, epoch)
+	if ok && p.evidence&^evDead != 0 {
+		p.seen.withhold(now.Add(withholdFor))
+	}
+	return a, ok
 }
 
 func (m *mesh) agreed(now time.Time, p *peer, epoch int64) (agreement, bool) {
@@ -423,7 +429,7 @@ func (m *mesh) evidenceChanged(p *peer, epoch int64, e evidence) {
 
 // cast sends a vote about p's session to who asked for it.
 func (m *mesh) cast(p *peer, paper ballotPaper, e evidence) {
-	if paper.Yes && e&evSilence != 0 {
+	if paper.Yes && e&^evDead != 0 {
 		p.seen.withhold(paper.received.Add(withholdFor))
 	}
 	if asker := m.peers[paper.to]; asker != nil && asker.in != nil {

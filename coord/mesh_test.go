@@ -86,6 +86,49 @@ func TestUnpluggedIsSilent(t *testing.T) {
 	})
 }
 
+// Whoever is about to commit a loss, and whoever voted for it, gives the suspect
+// no reason to trust itself before that attempt has ended.
+func TestNoTrustWhileTheLossIsOnItsWay(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric, _ *cluster, c1, c2, w1 *testNode) {
+		f.unplug("c1")
+		time.Sleep(1500 * ms)
+		synctest.Wait()
+		f.plug("c1")
+		wantAgreement(t, c2, "c1", 10, "c2 w1") // and c2 sends its transaction
+		for began := time.Now(); time.Since(began) < lossAttempt; time.Sleep(ms) {
+			if err := c1.Check(); err == nil {
+				t.Fatalf("c1 trusts itself %v after the transaction was sent", time.Since(began))
+			}
+		}
+		if !c2.status("c1").Accepted || !w1.status("c1").Accepted {
+			t.Error("c1 is not back: nothing was tested")
+		}
+		time.Sleep(withholdFor)
+		synctest.Wait()
+		if err := c1.Check(); err != nil {
+			t.Errorf("c1 was not declared lost and is back: %v", err)
+		}
+	})
+}
+
+// A member whose writes stand still does not act; that is no silence, and it may
+// recover at any time.
+func TestNoTrustFromThoseThatAgreedToAStall(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric, _ *cluster, c1, c2, w1 *testNode) {
+		c1.facts.set(func(f *testFacts) { f.stuck = time.Now() })
+		time.Sleep(testTiming.stall + 200*ms)
+		synctest.Wait()
+		wantAgreement(t, c2, "c1", 10, "c2 w1")
+		for name, n := range map[string]*testNode{"c2": c2, "w1": w1} {
+			n.lock()
+			if p := n.peers["c1"]; !p.seen.withholds(time.Now(), "r1") {
+				t.Errorf("%s goes on echoing what it declares lost", name)
+			}
+			n.unlock()
+		}
+	})
+}
+
 func TestQuickRestart(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fabric, c *cluster, c1, c2, _ *testNode) {
 		// Nobody finds the port closed: the new process listens at once.

@@ -71,7 +71,8 @@ type pulseMsg struct {
 	// WriteAge is the age of the sender's last acknowledged guarded write in
 	// milliseconds, -1 if there was none.
 	WriteAge int64 `json:"write_age_ms"`
-	// Heard is the highest Seq of which the receiver's echo had arrived.
+	// Heard is the highest Seq of which the receiver's echo had arrived, 0 if
+	// that is too long ago to support trust.
 	Heard uint64 `json:"heard"`
 	// Maintenance announces that writes of the sender will stand still. It
 	// stays set until a write went through again.

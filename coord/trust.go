@@ -67,11 +67,15 @@ func (t *trust) linkUp(voter string) { t.voters[voter] = &echoes{} }
 func (t *trust) linkDown(voter string) { delete(t.voters, voter) }
 
 // pulse numbers a pulse that is about to be sent to a voter. now must be taken
-// before the pulse can leave. heard is what the pulse reports to have heard.
+// before the pulse can leave. heard is the newest pulse that the voter echoed, 0
+// if that no longer supports trust.
 func (t *trust) pulse(now time.Time, voter string) (seq, heard uint64) {
 	e := t.voters[voter]
 	e.seq++
 	e.sent[e.seq%uint64(len(e.sent))] = now
+	if e.newest.IsZero() || now.Sub(e.newest) >= t.trustFor() {
+		return e.seq, 0
+	}
 	return e.seq, e.heard
 }
 

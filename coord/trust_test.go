@@ -179,6 +179,9 @@ func TestPulseReportsWhatWasHeard(t *testing.T) {
 	if seq, heard := tr.pulse(at(0), "w1"); seq != 2 || heard != 1 {
 		t.Errorf("second pulse is %d, heard %d", seq, heard)
 	}
+	if seq, heard := tr.pulse(at(testTiming.trustFor()), "w1"); seq != 3 || heard != 0 {
+		t.Errorf("third pulse is %d, heard %d: the echo of the first no longer counts", seq, heard)
+	}
 }
 
 func TestTrustCostsNothing(t *testing.T) {
