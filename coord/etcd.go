@@ -246,20 +246,27 @@ var errUnknown = errors.New("outcome unknown")
 const breath = 10 * time.Millisecond
 
 // attempt runs one transaction once, for at most d. It gives up early when
-// raft has a new leader: a proposal that was on its way to the old one may be
-// lost without a word. An error that wraps errUnknown may have been applied,
+// raft has another leader: a proposal that was on its way to the old one may be
+// lost without a word. One made while there is none waits for the first. An error that wraps errUnknown may have been applied,
 // now or later; any other was not and never will be.
 func (e *etcd) attempt(ctx context.Context, d time.Duration, cmps []clientv3.Cmp, then, els []clientv3.Op) (*clientv3.TxnResponse, error) {
-	newLeader := e.server.Server.LeaderChangedNotify()
+	newLeader, none := e.server.Server.LeaderChangedNotify(), e.server.Server.Leader() == 0
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
 	done := make(chan struct{})
 	defer close(done)
 	go func() {
-		select {
-		case <-newLeader:
-			cancel()
-		case <-done:
+		for {
+			select {
+			case <-newLeader:
+			case <-done:
+				return
+			}
+			if !none {
+				cancel()
+				return
+			}
+			newLeader, none = e.server.Server.LeaderChangedNotify(), false
 		}
 	}()
 	resp, err := e.txn(ctx, cmps, then, els)

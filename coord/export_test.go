@@ -44,10 +44,17 @@ func Questions(m *Member) uint64 {
 	return m.mesh.ballots.number
 }
 
+// TryAgain makes a member start another raft election, as if dead had led raft.
+func TryAgain(ctx context.Context, m *Member, dead string) {
+	if e := m.serving(); e != nil {
+		m.tryAgain(ctx, e, dead)
+	}
+}
+
 // Kick makes a member start a raft election, as if dead had led raft.
 func Kick(ctx context.Context, m *Member, dead string) {
 	if e := m.serving(); e != nil {
-		m.kick(ctx, e, dead)
+		m.takeOver(ctx, e, dead)
 	}
 }
 

@@ -5,56 +5,72 @@ import (
 	"slices"
 	"time"
 
+	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 )
 
 const (
-	// kickAfter is how long a survivor waits for the one before it in line to
-	// become raft leader, and how often it looks.
-	kickAfter = 10 * time.Millisecond
-	// kickTries is how often it tries itself. After each try it waits twice as
-	// long as before, so that two who get in each other's way come apart.
-	kickTries = 5
-	// kickSteady is how many looks in a row must show a leader. A late call of
-	// another survivor may depose one that has just been elected.
+	// kickAfter is how long the first survivor in line has before the next one
+	// tries. Each turn after that lasts twice as long as
+	// the one before: on slow disks an election takes longer than a turn, and two
+	// that get in each other's way must come apart.
+	kickAfter = 20 * time.Millisecond
+	// kickTurns is how many there are before it is left to raft's own timeout.
+	kickTurns = 6
+	// kickLook is how often they look, and kickSteady how many looks in a row must
+	// show a leader. A late call of another survivor may depose one that has just
+	// been elected.
+	kickLook   = 10 * time.Millisecond
 	kickSteady = 5
 )
 
-// electInsteadOf makes raft elect a new leader at once when dead led it,
-// instead of after its own timeout, and returns when one stands or when it has
-// tried often enough. Survivors take turns: two that start at the same moment
-// would split the vote. The first in line is who would become Active; it can
-// lose if its log is shorter, then the next one's turn comes. A wrong call costs
-// no more than the election that raft would hold by itself.
-func (m *Member) electInsteadOf(ctx context.Context, dead string) {
+// kickAt is when a turn begins: at 0, 20, 60, 140 ms and so on.
+func kickAt(turn int) time.Duration { return kickAfter<<turn - kickAfter }
+
+// electInsteadOf makes raft elect a new leader at once when dead led it, instead
+// of after its own timeout. Survivors take turns, because two that start at the
+// same moment split the vote. The first in line is who would become Active; it
+// can lose if its log is shorter, then the next one's turn comes. A wrong call
+// costs no more than the election that raft would hold by itself.
+//
+// If the first turn is ours, the election has begun when electInsteadOf returns.
+// The caller runs rest, which returns when a leader stands or all turns are over.
+func (m *Member) electInsteadOf(ctx context.Context, dead string) (rest func()) {
 	e := m.serving()
 	if e == nil || !m.leaderless(e, dead) || !m.electing.CompareAndSwap(false, true) {
-		return
+		return func() {}
 	}
-	defer m.electing.Store(false)
-	turn := m.turn(dead)
-	t := time.NewTicker(kickAfter)
-	defer t.Stop()
-	for wait, tries, steady := turn, 0, 0; steady < kickSteady; {
-		l := e.leader()
-		switch {
+	line := m.line(dead)
+	began, turn, steady := time.Now(), 0, 0
+	kick := m.takeOver
+	look := func() {
+		mine := false
+		for ; turn < kickTurns && time.Since(began) >= kickAt(turn); turn++ {
+			mine = mine || len(line) > 0 && line[turn%len(line)] == m.cfg.Name
+		}
+		switch l := e.leader(); {
 		case l != "" && l != dead:
 			steady++
-		case wait > 0:
-			steady = 0
-			wait--
-		case tries == kickTries:
-			return
 		default:
 			steady = 0
-			m.kick(ctx, e, dead)
-			tries++
-			wait = turn + 1<<tries
+			if mine {
+				kick(ctx, e, dead)
+				kick = m.tryAgain
+			}
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
+	}
+	look()
+	return func() {
+		defer m.electing.Store(false)
+		t := time.NewTicker(kickLook)
+		defer t.Stop()
+		for steady < kickSteady && time.Since(began) < kickAt(kickTurns) {
+			select {
+			case <-ctx.Done():
+				return
+			case <-t.C:
+				look()
+			}
 		}
 	}
 }
@@ -71,8 +87,8 @@ func (m *Member) leaderless(e *etcd, dead string) bool {
 	return l == dead
 }
 
-// turn is this member's place in the line of those who may start an election.
-func (m *Member) turn(dead string) int {
+// line is the order in which survivors may start an election.
+func (m *Member) line(dead string) []string {
 	snap := m.view.Snapshot()
 	first := ""
 	if succ, ok := chooseSuccessor(without(m.candidates(snap), dead), snap.mod(sessionKey(dead))); ok {
@@ -89,21 +105,33 @@ func (m *Member) turn(dead string) int {
 	if first != "" {
 		line = append([]string{first}, line...)
 	}
-	return max(0, slices.Index(line, m.cfg.Name))
+	return line
 }
 
-// kick steps MsgTimeoutNow into the local raft node: the message with which a
-// leader hands over, so the node starts an election without a pre-vote and the
+// takeOver steps MsgTimeoutNow into the local raft node: the message with which
+// a leader hands over, so the node starts an election without a pre-vote and the
 // other voters do not wait for the old leader's lease. The term is left unset:
 // raft takes it as a local message, while any term we could read lags behind
 // and would be refused as old.
-func (m *Member) kick(ctx context.Context, e *etcd, dead string) {
-	from := uint64(e.members()[dead])
+func (m *Member) takeOver(ctx context.Context, e *etcd, dead string) {
+	if from := uint64(e.members()[dead]); from != 0 {
+		m.stepRaft(ctx, e, dead, raftpb.MsgTimeoutNow, from)
+	}
+}
+
+// tryAgain steps MsgHup, which is what raft's own election timeout does: a
+// candidate that lost a split vote ignores MsgTimeoutNow. By now no voter has a
+// leader, so none waits for a lease.
+func (m *Member) tryAgain(ctx context.Context, e *etcd, dead string) {
+	m.stepRaft(ctx, e, dead, raftpb.MsgHup, raft.LocalAppendThread)
+}
+
+func (m *Member) stepRaft(ctx context.Context, e *etcd, dead string, typ raftpb.MessageType, from uint64) {
 	self := uint64(e.server.Server.MemberID())
-	if from == 0 || from == self {
+	if from == self {
 		return
 	}
-	msg := &raftpb.Message{Type: raftpb.MsgTimeoutNow.Enum(), From: &from, To: &self}
+	msg := &raftpb.Message{Type: typ.Enum(), From: &from, To: &self}
 	if err := e.server.Server.Process(ctx, msg); err != nil {
 		m.log.Debug("forced raft election refused", "error", err)
 		return

@@ -81,6 +81,34 @@ func TestForcedElection(t *testing.T) {
 	}
 }
 
+// A candidate that got no majority, as after a split vote, obeys MsgTimeoutNow no
+// more. It must not have to wait for raft's own timeout.
+func TestForcedElectionOfACandidate(t *testing.T) {
+	t.Parallel()
+	c := coordtest.Start(t, coordtest.Options{
+		Controllers: 2, Watches: 1,
+		Change: func(c *coord.Config) { coord.SetElection(c, 50*time.Second) },
+	})
+	runs := func(n string) bool { return coord.EtcdServer(c.Node(n).Member) != nil }
+	until(t, "etcd runs everywhere", func() bool {
+		return !slices.ContainsFunc(c.Names(), func(n string) bool { return !runs(n) })
+	})
+	until(t, "a first leader", func() bool {
+		coord.Kick(t.Context(), c.Node("c2").Member, "c1")
+		return raftLeader(c, "c1") == "c2"
+	})
+	c.Kill("w1")
+	c.Kill("c2")
+	coord.Kick(t.Context(), c.Node("c1").Member, "c2") // nobody votes for it
+	until(t, "an election", func() bool { return raftLeader(c, "c1") == "" })
+	c.Run("w1")
+	until(t, "w1 runs", func() bool { return runs("w1") })
+	until(t, "a leader", func() bool {
+		coord.TryAgain(t.Context(), c.Node("c1").Member, "c2")
+		return raftLeader(c, "c1") == "c1"
+	})
+}
+
 // listeners are the addresses on which this process listens.
 func listeners(t *testing.T) []string {
 	t.Helper()

@@ -36,10 +36,10 @@ func (s *Session) decideLosses(ctx context.Context) error {
 		if busy {
 			continue
 		}
-		// Raft's own election never waits for an operator, nor for our
-		// transaction: a proposal made before there is a leader goes through when
-		// there is one.
-		wg.Go(func() { s.m.electInsteadOf(ctx, sus.node) })
+		// Raft's own election never waits for an operator, and our transaction
+		// does not wait for the election: what is proposed while there is no leader
+		// goes to the one that is elected, what is proposed before is lost.
+		wg.Go(s.m.electInsteadOf(ctx, sus.node))
 		wg.Go(func() {
 			why := ""
 			if err := s.decideLoss(ctx, sus); err != nil && ctx.Err() == nil {

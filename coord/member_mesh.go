@@ -47,7 +47,7 @@ func (m *Member) newMesh() *mesh {
 				}
 			},
 			Voted: func(_, node string, _ int64) {
-				m.spawn(func(ctx context.Context) { m.electInsteadOf(ctx, node) })
+				m.spawn(func(ctx context.Context) { m.electInsteadOf(ctx, node)() })
 			},
 			NewerGeneration: func(node string, generation int64) {
 				select {

@@ -245,6 +245,15 @@ func (m *mesh) Suspected(node string, epoch int64) bool {
 	return p.epoch == epoch && p.evidence != 0
 }
 
+// Supported reports whether this member could act with the help of that one
+// alone, as far as that is concerned. A voter that has just started does not help
+// yet.
+func (m *mesh) Supported(by string) bool {
+	now := m.lock()
+	defer m.unlock()
+	return m.trust.voters[by].supports(now, m.facts.SessionEpoch(), m.trust.trustFor())
+}
+
 // Alive tells the mesh that the alive key of a session expired, or that it
 // exists (again).
 func (m *mesh) Alive(node string, epoch int64, expired bool) {

@@ -79,13 +79,13 @@ func (m *Member) unready(snap Snapshot, st NodeStatus) (why, successor string) {
 	left := 0
 	for _, v := range voters {
 		epoch := snap.mod(sessionKey(v))
-		if v == st.Name || epoch == 0 || v != m.cfg.Name && m.mesh.Suspected(v, epoch) {
+		if v == st.Name || epoch == 0 || v != m.cfg.Name && (m.mesh.Suspected(v, epoch) || !m.mesh.Supported(v)) {
 			continue
 		}
 		left++
 	}
 	if need := len(voters)/2 + 1; left < need {
-		return fmt.Sprintf("%d of %d members would be left, a majority is %d", left, len(voters), need), ""
+		return fmt.Sprintf("%d of %d members could go on, a majority is %d", left, len(voters), need), ""
 	}
 	if st.Mode == ModeActive {
 		succ, ok := chooseSuccessor(without(m.candidates(snap), st.Name), st.Epoch)

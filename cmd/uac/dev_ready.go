@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"uac/roles"
+	"uac/roles/controller/api"
 	"uac/roles/wire/pki"
 )
 
@@ -88,19 +89,12 @@ func (d *devClient) mode(ctx context.Context, n devNode) string {
 
 // linked returns how many links each agent has, as node n says.
 func (d *devClient) linked(ctx context.Context, n devNode) (map[string]int, error) {
-	status, body, err := d.get(ctx, n, "/v1/agents")
-	if err != nil {
-		return nil, err
-	}
-	if status != http.StatusOK {
-		return nil, fmt.Errorf("%s answers %d: %s", n.Name, status, strings.TrimSpace(body))
-	}
 	var agents []struct {
 		Name      string   `json:"name"`
 		Connected bool     `json:"connected"`
 		Links     []string `json:"links"`
 	}
-	if err := json.Unmarshal([]byte(body), &agents); err != nil {
+	if err := d.list(ctx, n, "/v1/agents", &agents); err != nil {
 		return nil, err
 	}
 	links := map[string]int{}
@@ -112,9 +106,22 @@ func (d *devClient) linked(ctx context.Context, n devNode) (map[string]int, erro
 	return links, nil
 }
 
+// list reads what node n lists at a path.
+func (d *devClient) list(ctx context.Context, n devNode, path string, into any) error {
+	status, body, err := d.get(ctx, n, path)
+	if err != nil {
+		return err
+	}
+	if status != http.StatusOK {
+		return fmt.Errorf("%s answers %d: %s", n.Name, status, strings.TrimSpace(body))
+	}
+	return json.Unmarshal([]byte(body), into)
+}
+
 // unready returns what the whole cluster still waits for, "" if it serves:
-// every member is ready, one controller is Active, and every agent that runs
-// is connected to as many controllers as it can be.
+// every member is ready, one controller is Active, every agent that runs is
+// connected to as many controllers as it can be, and if all members run, another
+// controller could take over.
 func (d *devClient) unready(ctx context.Context, c *devCluster) string {
 	controllers := c.withRole(roles.RoleController)
 	members := slices.Concat(controllers, c.withRole(roles.RoleWatch))
@@ -153,6 +160,23 @@ func (d *devClient) unready(ctx context.Context, c *devCluster) string {
 	for _, a := range c.withRole(roles.RoleAgent) {
 		if have, want := links[a.Name], min(2, len(controllers)); a.PID != 0 && have < want {
 			return fmt.Sprintf("%s has %d of %d links to controllers", a.Name, have, want)
+		}
+	}
+	if len(controllers) < 2 || len(members) < 3 || slices.ContainsFunc(members, func(n devNode) bool { return n.PID == 0 }) {
+		return ""
+	}
+	return d.alone(ctx, *active)
+}
+
+// alone says why nobody could take over from the Active now, "" if somebody could.
+func (d *devClient) alone(ctx context.Context, active devNode) string {
+	var nodes []api.Node
+	if err := d.list(ctx, active, "/v1/nodes", &nodes); err != nil {
+		return err.Error()
+	}
+	for _, n := range nodes {
+		if n.Name == active.Name && n.Failover.Successor == "" {
+			return fmt.Sprintf("nobody could take over from %s: %s", n.Name, n.Failover.Why)
 		}
 	}
 	return ""
