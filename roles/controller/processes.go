@@ -25,7 +25,11 @@ func (c *Controller) ListProcesses(context.Context) ([]roles.Process, error) {
 
 // GetProcess returns one process definition.
 func (c *Controller) GetProcess(_ context.Context, name string) (roles.Process, error) {
-	kv, ok := c.member.View().Get(processKey(name))
+	return processIn(c.member.View().Snapshot(), name)
+}
+
+func processIn(snap coord.Snapshot, name string) (roles.Process, error) {
+	kv, ok := snap.Get(processKey(name))
 	if !ok {
 		return roles.Process{}, fmt.Errorf("%w: process %q", api.ErrNotFound, name)
 	}

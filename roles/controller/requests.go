@@ -21,55 +21,22 @@ func (c *Controller) Accept(ctx context.Context, a api.Actor, spec api.RunSpec, 
 	if err != nil {
 		return none(err)
 	}
-	if err := c.member.CheckRoom(coord.RoomForRequests); err != nil {
-		return none(fmt.Errorf("%w: %w", api.ErrNoRoom, err))
-	}
-	if key != "" {
-		if req, found, err := c.accepted(key, spec); found || err != nil {
-			return req, false, err
+	adm, err := c.admit(s, a, spec, key)
+	if err != nil {
+		// A refusal is final for the client. What refuses it may be old news here,
+		// and an earlier attempt may have been accepted that is not shown yet.
+		if err := c.member.Sync(ctx); err != nil {
+			return none(unavailable(err))
 		}
+		adm, err = c.admit(s, a, spec, key)
 	}
-	proc, err := c.GetProcess(ctx, spec.Process)
 	if err != nil {
 		return none(err)
 	}
-	id := newID()
-	req, err := roles.NewRequest(&proc, roles.RequestOptions{
-		ID: id, Params: spec.Params, RequestedBy: a.Name, RequestedAt: now(), IdempotencyKey: key,
-	})
-	if err != nil {
-		return none(fmt.Errorf("%w: %w", api.ErrInvalid, err))
+	if adm.before != nil {
+		return *adm.before, false, nil
 	}
-	snap := c.member.View().Snapshot()
-	if err := knownAgents(snap, &req.Process); err != nil {
-		return none(err)
-	}
-	text, err := req.Encode()
-	if err != nil {
-		return none(fmt.Errorf("%w: %w", api.ErrInvalid, err))
-	}
-	number, _ := c.member.Generation()
-	generation := uint64(number)
-	state, err := roles.NewState(req, generation)
-	if err != nil {
-		return none(err)
-	}
-	tx := coord.Tx{
-		If: []coord.Cond{coord.Absent(specKey(id))},
-		Then: []coord.Write{
-			coord.Put(specKey(id), text),
-			coord.Put(statusKey(id), encode(state.Record)),
-			c.audit(a, "request.accepted", id, map[string]string{"process": proc.Name}),
-		},
-	}
-	if key != "" {
-		tx.If = append(tx.If, coord.Absent(idemKey(key)))
-		tx.Then = append(tx.Then, coord.Put(idemKey(key), encode(idemRecord{Request: id, Digest: req.Digest})))
-	}
-	mine := c.eligible(snap).fresh[c.cfg.Name]
-	if mine {
-		tx.Then = append(tx.Then, coord.Put(claimKey(id), encode(claimRecord{Node: c.cfg.Name, Epoch: s.Epoch(), Generation: generation})))
-	}
+	id := adm.state.Request.ID
 	// The desk takes the request over on the chain's goroutine's word, whether or
 	// not the client is still there to hear of it.
 	d := c.desk.Load()
@@ -78,10 +45,10 @@ func (c *Controller) Accept(ctx context.Context, a api.Actor, spec api.RunSpec, 
 		err error
 	}
 	done := make(chan outcome, 1)
-	s.Submit(tx, func(res coord.Result, err error) {
-		if err == nil && res.Won && mine && d != nil {
+	s.Submit(adm.tx, func(res coord.Result, err error) {
+		if err == nil && res.Won && adm.mine && d != nil {
 			d.mail.post(func() {
-				d.take(id, state, roles.Fence{Generation: generation, Revision: res.Revision})
+				d.take(id, adm.state, roles.Fence{Generation: adm.state.Record.Generation, Revision: res.Revision})
 			})
 		}
 		done <- outcome{res, err}
@@ -107,6 +74,74 @@ func (c *Controller) Accept(ctx context.Context, a api.Actor, spec api.RunSpec, 
 	}
 	r, err := c.GetRequest(ctx, id)
 	return r, true, err
+}
+
+// admission is what becomes of a call of Accept.
+type admission struct {
+	// before is the request that an earlier call with the same key made, nil for
+	// none. Otherwise tx makes a new one, in the given state.
+	before *api.Request
+	state  roles.State
+	tx     coord.Tx
+	// mine says that tx claims the request for this controller.
+	mine bool
+}
+
+// admit decides on a call of Accept by what this controller shows. What was
+// accepted before is not refused for anything: the client would take it for
+// undone.
+func (c *Controller) admit(s *coord.Session, a api.Actor, spec api.RunSpec, key string) (admission, error) {
+	var adm admission
+	if key != "" {
+		if req, found, err := c.accepted(key, spec); found || err != nil {
+			adm.before = &req
+			return adm, err
+		}
+	}
+	if err := c.member.CheckRoom(coord.RoomForRequests); err != nil {
+		return adm, fmt.Errorf("%w: %w", api.ErrNoRoom, err)
+	}
+	snap := c.member.View().Snapshot()
+	proc, err := processIn(snap, spec.Process)
+	if err != nil {
+		return adm, err
+	}
+	id := newID()
+	req, err := roles.NewRequest(&proc, roles.RequestOptions{
+		ID: id, Params: spec.Params, RequestedBy: a.Name, RequestedAt: now(), IdempotencyKey: key,
+	})
+	if err != nil {
+		return adm, fmt.Errorf("%w: %w", api.ErrInvalid, err)
+	}
+	if err := knownAgents(snap, &req.Process); err != nil {
+		return adm, err
+	}
+	text, err := req.Encode()
+	if err != nil {
+		return adm, fmt.Errorf("%w: %w", api.ErrInvalid, err)
+	}
+	number, _ := c.member.Generation()
+	generation := uint64(number)
+	if adm.state, err = roles.NewState(req, generation); err != nil {
+		return adm, err
+	}
+	adm.tx = coord.Tx{
+		If: []coord.Cond{coord.Absent(specKey(id))},
+		Then: []coord.Write{
+			coord.Put(specKey(id), text),
+			coord.Put(statusKey(id), encode(adm.state.Record)),
+			c.audit(a, "request.accepted", id, map[string]string{"process": proc.Name}),
+		},
+	}
+	if key != "" {
+		adm.tx.If = append(adm.tx.If, coord.Absent(idemKey(key)))
+		adm.tx.Then = append(adm.tx.Then, coord.Put(idemKey(key), encode(idemRecord{Request: id, Digest: req.Digest})))
+	}
+	adm.mine = c.eligible(snap).fresh[c.cfg.Name]
+	if adm.mine {
+		adm.tx.Then = append(adm.tx.Then, coord.Put(claimKey(id), encode(claimRecord{Node: c.cfg.Name, Epoch: s.Epoch(), Generation: generation})))
+	}
+	return adm, nil
 }
 
 // accepted returns the request that an idempotency key created.
