@@ -2,6 +2,7 @@ package controller
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,13 +16,16 @@ import (
 type route interface {
 	agent() string
 	hello() *wire.Hello
-	// nonce tells this link from every other one.
+	// nonce tells this route from every other one, also from another one over the
+	// same link: what was given to a route that failed is lost.
 	nonce() string
 	// send queues a message and reports whether that was possible. It does not
 	// block.
 	send(m *wire.ControllerMessage) bool
 	// local reports whether this controller holds the link itself.
 	local() bool
+	// gone reports whether the link has ended.
+	gone() bool
 	// close ends a route that is not used any more; a link that this controller
 	// holds stays.
 	close()
@@ -34,6 +38,7 @@ func (r localRoute) hello() *wire.Hello                  { return r.l.hello }
 func (r localRoute) nonce() string                       { return linkNonce(r.l.hello) }
 func (r localRoute) send(m *wire.ControllerMessage) bool { return r.l.send(m) }
 func (r localRoute) local() bool                         { return true }
+func (r localRoute) gone() bool                          { return r.l.ctx.Err() != nil }
 func (r localRoute) close()                              {}
 
 func linkNonce(h *wire.Hello) string {
@@ -99,6 +104,9 @@ func (d *desk) linkTo(agent string) route {
 // linkUp takes a checked link into use and does everything that waited for it.
 func (d *desk) linkUp(r route) {
 	agent := r.agent()
+	if r.local() && r.gone() {
+		return // a newer link has been told of already, or that there is none
+	}
 	old := d.linkTo(agent)
 	if old != nil && old.local() && !r.local() {
 		r.close()
@@ -139,7 +147,10 @@ func (d *desk) meet(o *owned, agent string, journal roles.Journal) {
 		// Either reports over another link were faster than this hello, or the
 		// machine was set back to a snapshot. A command that names the highest
 		// counter ever reported tells: the latter refuses it.
-		d.send(o, roles.Effect{Kind: roles.EffectAdopt, Agent: agent, Fence: o.state.Fence})
+		adopt := roles.Effect{Kind: roles.EffectAdopt, Agent: agent, Fence: o.state.Fence}
+		if link := d.linkTo(agent); d.send(o, adopt) {
+			o.performed[adopt] = link.nonce() // it may be pending as well
+		}
 	}
 	d.perform(o)
 }
@@ -154,6 +165,8 @@ func (d *desk) linkDown(r route) {
 	for _, o := range d.byAgent[r.agent()] {
 		d.perform(o)
 	}
+	// What runs there asks for nothing, and is unreachable all the same.
+	d.unreachable(r.agent())
 	d.lookElsewhere(r.agent())
 }
 
@@ -187,6 +200,17 @@ func (d *desk) lookElsewhere(agent string) {
 			})
 		})
 	}
+}
+
+// lookAgain looks for links that were not found, because those who might have
+// them could not be asked. No change in the store tells when they can.
+func (d *desk) lookAgain() {
+	for agent, requests := range d.byAgent {
+		if len(requests) > 0 && d.linkTo(agent) == nil {
+			d.lookElsewhere(agent)
+		}
+	}
+	d.feed()
 }
 
 // unreachableAfter is how long nobody has had a link to an agent before its
@@ -261,11 +285,17 @@ func (d *desk) agentFor(o *owned, state roles.State, eff roles.Effect) (string, 
 		d.lookElsewhere(pick)
 		return "", roles.Journal{}, false
 	}
-	if d.agents.records[pick].Suspended && eff.Agent == "" {
+	if d.agents.records[pick].Suspended && !uses(state, pick) {
 		return "", roles.Journal{}, false
 	}
 	j := r.hello().GetJournal()
 	return pick, roles.Journal{ID: j.GetId(), Counter: j.GetCounter()}, true
+}
+
+// uses reports whether a request has begun to use an agent. It goes on there,
+// also after the agent was suspended.
+func uses(s roles.State, agent string) bool {
+	return slices.ContainsFunc(s.Steps, func(st *roles.Step) bool { return st.Agent == agent })
 }
 
 // askFor looks for links at other controllers to agents that match.

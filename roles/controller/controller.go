@@ -268,6 +268,10 @@ func (c *Controller) linkDown(l *link) {
 	}
 	if s != nil {
 		s.Submit(coord.Tx{Then: []coord.Write{coord.Del(linkKey(l.agent, c.cfg.Name))}}, func(coord.Result, error) {})
+		// The agent may have come back and have been presented before that.
+		if newer := c.links.get(l.agent); newer != nil {
+			c.present(s, newer)
+		}
 	}
 }
 

@@ -88,6 +88,7 @@ func (d *desk) run(ctx context.Context) error {
 			}
 		case <-sweep.C:
 			d.sweep(true)
+			d.lookAgain()
 			sweep.Reset(sweepEvery())
 		}
 	}
@@ -286,9 +287,15 @@ func (d *desk) perform(o *owned) {
 			}
 		}
 	}
-	if o.state.Record.Status.Final() && told {
+	if o.state.Record.Status.Final() && told && !abandons(o.state) {
 		d.drop(o)
 	}
+}
+
+// abandons reports whether an attempt may run that an operator has given up. Who
+// owns the request waits for its end, to tell of it.
+func abandons(s roles.State) bool {
+	return slices.ContainsFunc(s.Steps, func(st *roles.Step) bool { return st.Abandoned })
 }
 
 // trustRetry is how soon effects are tried again that found no trust.

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"io"
 	"slices"
@@ -24,6 +25,7 @@ type remoteRoute struct {
 	controller string
 	name       string
 	h          *wire.Hello
+	id         string // of this route
 	queue      chan *wire.ControllerMessage
 	ctx        context.Context
 	cancel     context.CancelFunc
@@ -31,8 +33,9 @@ type remoteRoute struct {
 
 func (r *remoteRoute) agent() string      { return r.name }
 func (r *remoteRoute) hello() *wire.Hello { return r.h }
-func (r *remoteRoute) nonce() string      { return r.controller + "/" + linkNonce(r.h) }
+func (r *remoteRoute) nonce() string      { return r.id }
 func (r *remoteRoute) local() bool        { return false }
+func (r *remoteRoute) gone() bool         { return r.ctx.Err() != nil }
 func (r *remoteRoute) close()             { r.cancel() }
 
 func (r *remoteRoute) send(m *wire.ControllerMessage) bool {
@@ -96,7 +99,7 @@ func ways(self, node string, known []coord.NodeStatus, now time.Time) []string {
 // peek finds out about an agent's link at another controller. The route carries
 // messages over it until that fails or the route is closed.
 func (d *desk) peek(controller, agent string) (route, error) {
-	r := &remoteRoute{controller: controller, name: agent, queue: make(chan *wire.ControllerMessage, linkQueue)}
+	r := &remoteRoute{controller: controller, name: agent, id: rand.Text(), queue: make(chan *wire.ControllerMessage, linkQueue)}
 	err := d.c.reach(d.ctx, controller, func(ctx context.Context, m wire.MemberClient) error {
 		resp, err := m.Peek(ctx, &wire.PeekRequest{To: controller, Agent: agent})
 		r.h = resp.GetHello()

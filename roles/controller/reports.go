@@ -75,19 +75,29 @@ func (d *desk) refused(agent string, ref *wire.Refusal) {
 		}
 	case wire.Refusal_WRONG_LINK, wire.Refusal_OVERLAP, wire.Refusal_BUSY:
 		// Sent over a link that was replaced, or too early, or to an agent that has
-		// enough to do: again, later.
+		// enough to do: again, later, and only what was refused. If each refusal
+		// repeated all that the agent was told, they would multiply.
+		kind := effectOf[ref.GetCommand()]
 		d.after(refusedRetry, func() {
 			if d.owned[o.id] != o {
 				return
 			}
 			for eff := range o.performed {
-				if eff.Agent == agent {
+				if eff.Kind == kind && eff.Agent == agent && eff.Step == ref.GetStep() && eff.Attempt == int(ref.GetAttempt()) {
 					delete(o.performed, eff)
 				}
 			}
 			d.perform(o)
 		})
 	}
+}
+
+// effectOf says which effect a command performs.
+var effectOf = map[wire.Refusal_Command]roles.EffectKind{
+	wire.Refusal_START: roles.EffectSend,
+	wire.Refusal_KILL:  roles.EffectKill,
+	wire.Refusal_ADOPT: roles.EffectAdopt,
+	wire.Refusal_ACK:   roles.EffectFinish,
 }
 
 // strange answers for a request that this desk does not own.
@@ -145,10 +155,19 @@ func (c command) event() roles.Event {
 
 // command consumes an entry of the inbox in the transaction of its effect.
 func (d *desk) command(kv coord.KV) {
+	// The desk may hear of a change after it has read the inbox at a claim. What
+	// is gone by now was obeyed, perhaps by an earlier owner.
+	if _, there := d.c.member.View().Get(kv.Key); !there {
+		return
+	}
 	id, _ := requestOf(kv.Key, prefixInbox)
 	o := d.owned[id]
-	if o == nil || o.commands[kv.Key] {
-		return // its owner's business: who claims it later reads the inbox then
+	if o == nil {
+		d.tooLate(id, kv)
+		return
+	}
+	if o.commands[kv.Key] {
+		return
 	}
 	o.commands[kv.Key] = true
 	cmd, err := decode[command](kv)
@@ -160,12 +179,30 @@ func (d *desk) command(kv coord.KV) {
 	}
 	if _, _, err := roles.Next(o.state, ev, now()); err != nil {
 		// It fitted when it was given and does not any more.
-		refusal := d.c.event(api.Event{Kind: "request.command_refused", Subject: id, By: cmd.By,
-			Detail: map[string]string{"command": cmd.Kind, "step": cmd.Step, "reason": err.Error()}})
+		refusal := d.c.refusal(id, cmd, err.Error())
 		d.consume(o, kv.Key, &refusal)
 		return
 	}
 	d.apply(o, ev, coord.Del(kv.Key))
+}
+
+// tooLate removes a command for a request that was final before the command
+// came. While it is open that is for its owner: who claims it reads the inbox.
+func (d *desk) tooLate(id string, kv coord.KV) {
+	state, claim, _, ok, err := loadRequest(d.c.member.View().Snapshot(), id)
+	if !ok || err != nil || !state.Record.Status.Final() || claim.Node != d.c.cfg.Name || claim.Epoch != d.s.Epoch() {
+		return
+	}
+	cmd, _ := decode[command](kv) // whatever it says
+	d.s.Submit(coord.Tx{Then: []coord.Write{
+		coord.Del(kv.Key), d.c.refusal(id, cmd, "the request has "+string(state.Record.Status)+" already"),
+	}}, func(coord.Result, error) {})
+}
+
+// refusal is the event that tells of a command that came too late.
+func (c *Controller) refusal(id string, cmd command, reason string) coord.Write {
+	return c.event(api.Event{Kind: "request.command_refused", Subject: id, By: cmd.By,
+		Detail: map[string]string{"command": cmd.Kind, "step": cmd.Step, "reason": reason}})
 }
 
 func (d *desk) consume(o *owned, key string, with *coord.Write) {
