@@ -3,7 +3,6 @@ package controller
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -42,20 +41,42 @@ func (c *Controller) enroll(ctx context.Context, r *wire.EnrollRequest) (*wire.E
 	if err != nil {
 		return nil, err
 	}
+	for {
+		if err := c.member.Sync(ctx); err != nil {
+			return nil, unavailable(err)
+		}
+		resp, tx, err := c.admitNode(c.member.View().Snapshot(), r)
+		if err != nil {
+			return nil, err
+		}
+		// The token is spent and the name taken before anybody gets a certificate.
+		res, err := s.Commit(ctx, tx)
+		if err != nil {
+			return nil, unavailable(err)
+		}
+		if res.Won {
+			return resp, nil
+		}
+		// Another machine was faster, or this one, which repeats itself because an
+		// answer was late: what is there now decides.
+	}
+}
+
+// admitNode decides by a snapshot whether a machine may join. It returns the
+// answer, and the transaction that must come before it.
+func (c *Controller) admitNode(snap coord.Snapshot, r *wire.EnrollRequest) (*wire.EnrollResponse, coord.Tx, error) {
+	none := func(err error) (*wire.EnrollResponse, coord.Tx, error) { return nil, coord.Tx{}, err }
 	id, _, err := pki.ParseJoinToken(r.GetToken())
 	if err != nil {
-		return nil, err
+		return none(err)
 	}
-	if err := c.member.Sync(ctx); err != nil {
-		return nil, unavailable(err)
-	}
-	kv, ok := c.member.View().Get(tokenKey(id))
+	kv, ok := snap.Get(tokenKey(id))
 	if !ok {
-		return nil, pki.ErrTokenWrong
+		return none(pki.ErrTokenWrong)
 	}
 	rec, err := decode[tokenRecord](kv)
 	if err != nil || rec.Join == nil {
-		return nil, pki.ErrTokenWrong
+		return none(pki.ErrTokenWrong)
 	}
 	reqs := pki.Requests{pki.Nodes: r.GetCsr()}
 	for _, more := range r.GetMore() {
@@ -63,38 +84,33 @@ func (c *Controller) enroll(ctx context.Context, r *wire.EnrollRequest) (*wire.E
 	}
 	key, err := reqs.Key()
 	if err != nil {
-		return nil, err
+		return none(err)
 	}
 	ask := pki.Ask{Role: pki.Role(r.GetRole()), Name: r.GetName(), Key: key}
 	grant, err := rec.Join.Verify(r.GetToken(), ask, time.Now())
 	if err != nil {
-		return nil, err
+		return none(err)
 	}
+	_, agentKnown := snap.Get(agentKey(grant.Name))
 	bundle, err := c.deps.Authority.Enrol(reqs, grant, func(id pki.Identity) (bool, error) {
-		_, agent := c.member.View().Get(agentKey(id.Name))
 		_, node := c.nodeRecord(id.Name)
-		return agent && id.Role == pki.Agent || node && id.Role != pki.Agent, nil
+		return agentKnown && id.Role == pki.Agent || node && id.Role != pki.Agent, nil
 	})
 	if err != nil {
-		return nil, err
+		return none(err)
 	}
-	// The token is spent and the name taken before anybody gets a certificate.
 	consumed := rec.Join.Consume(ask, time.Now())
-	writes := []coord.Write{
-		coord.Put(kv.Key, encode(tokenRecord{Join: &consumed})),
-		c.event(api.Event{Kind: "node.enrolled", Subject: grant.Name, Detail: map[string]string{"role": string(grant.Role), "token": id}}),
+	tx := coord.Tx{
+		If: []coord.Cond{coord.ModIs(kv.Key, kv.Mod)},
+		Then: []coord.Write{
+			coord.Put(kv.Key, encode(tokenRecord{Join: &consumed})),
+			c.event(api.Event{Kind: "node.enrolled", Subject: grant.Name, Detail: map[string]string{"role": string(grant.Role), "token": id}}),
+		},
 	}
-	if grant.Role == pki.Agent {
-		if _, known := c.member.View().Get(agentKey(grant.Name)); !known {
-			writes = append(writes, coord.Put(agentKey(grant.Name), encode(agentRecord{Name: grant.Name, FirstSeen: now()})))
-		}
-	}
-	res, err := s.Commit(ctx, coord.Tx{If: []coord.Cond{coord.ModIs(kv.Key, kv.Mod)}, Then: writes})
-	switch {
-	case err != nil:
-		return nil, unavailable(err)
-	case !res.Won:
-		return nil, fmt.Errorf("%w: the token is being used by another machine", pki.ErrTokenUsed)
+	if grant.Role == pki.Agent && !agentKnown {
+		// Another token may be for the same name.
+		tx.If = append(tx.If, coord.Absent(agentKey(grant.Name)))
+		tx.Then = append(tx.Then, coord.Put(agentKey(grant.Name), encode(agentRecord{Name: grant.Name, FirstSeen: now()})))
 	}
 	resp := &wire.EnrollResponse{
 		Cluster:     c.deps.Authority.Cluster(),
@@ -107,5 +123,5 @@ func (c *Controller) enroll(ctx context.Context, r *wire.EnrollRequest) (*wire.E
 	for ca, pem := range bundle.CAs {
 		resp.Cas[string(ca)] = pem
 	}
-	return resp, nil
+	return resp, tx, nil
 }
