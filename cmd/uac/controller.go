@@ -114,7 +114,7 @@ func runController(ctx context.Context, d daemonDeps) error {
 	g.Go(func() error { return serveGRPC(below, node.links.Class(wire.ClassJoin), joins) })
 	g.Go(func() error { return api.Serve(below, tls.NewListener(apiListener, apiTLS), rest.Handler(), d.log) })
 	g.Go(func() error { return node.member.Run(below) })
-	g.Go(func() error { return renewOwn(below, d, authority) })
+	g.Go(func() error { return renewOwn(below, d, store, authority) })
 	g.Go(func() error {
 		defer stopBelow()
 		return c.Run(eitherDone(ctx, below))
@@ -158,27 +158,4 @@ func firstTokens(dir string) ([]pki.APIToken, error) {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, firstTokenFile), err)
 	}
 	return []pki.APIToken{t}, nil
-}
-
-// renewEvery is how often certificates are looked at.
-const renewEvery = time.Hour
-
-// renewOwn renews this controller's certificates, which it signs itself.
-func renewOwn(ctx context.Context, d daemonDeps, a *pki.Authority) error {
-	tick := time.NewTicker(renewEvery)
-	defer tick.Stop()
-	for {
-		done, err := a.RenewNode(d.cfg.PKI.Dir, false)
-		if err != nil {
-			d.log.Error("certificates not renewed", "error", err)
-		}
-		for _, ca := range done {
-			d.log.Info("certificate renewed", "ca", ca)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-	}
 }

@@ -102,34 +102,3 @@ func runWatch(ctx context.Context, d daemonDeps) error {
 	})
 	return end.after(memberError(g.Wait()))
 }
-
-// renewFrom renews this node's certificates from two thirds of their lifetime
-// on, over a link to a controller.
-func renewFrom(ctx context.Context, d daemonDeps, store *pki.Store, ask func(context.Context, *wire.RenewRequest) (*wire.Certificate, error)) error {
-	tick := time.NewTicker(renewEvery)
-	defer tick.Stop()
-	for {
-		due, err := store.Renewals(time.Now())
-		if err != nil {
-			d.log.Error("certificates not looked at", "error", err)
-		}
-		for _, r := range due {
-			callCtx, cancel := context.WithTimeout(ctx, 10*time.Second)
-			cert, err := ask(callCtx, &wire.RenewRequest{Ca: string(r.CA), Csr: r.CSR, Current: r.Current})
-			cancel()
-			if err == nil {
-				err = store.Install(r.CA, cert.GetChain())
-			}
-			if err != nil {
-				d.log.Warn("certificate not renewed; trying again later", "ca", r.CA, "error", err)
-				continue
-			}
-			d.log.Info("certificate renewed", "ca", r.CA)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-	}
-}
