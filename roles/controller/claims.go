@@ -3,6 +3,7 @@ package controller
 import (
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"time"
 
 	"uac/coord"
@@ -14,6 +15,7 @@ type openRequest struct {
 	claim    claimRecord
 	claimMod int64 // ModRevision of the claim, 0 if there is none
 	queued   bool  // never claimed by anybody
+	final    bool  // open only for an attempt that may run
 	claiming bool  // a claim of ours is on its way
 	// forgotten counts sweeps that found our own claim and no such request here.
 	forgotten int
@@ -25,11 +27,12 @@ func sweepEvery() time.Duration { return 1500*time.Millisecond + rand.N(time.Sec
 
 // first takes in what the view shows when the desk opens.
 func (d *desk) first(snap coord.Snapshot) {
+	lazily := func() coord.Snapshot { return snap }
 	for kv := range snap.Range(prefixRequests) {
-		d.noteStatus(kv)
+		d.noteStatus(lazily, kv)
 	}
 	for kv := range snap.Range(prefixClaims) {
-		d.noteClaim(kv)
+		d.noteClaim(lazily, kv)
 	}
 	for kv := range snap.Range(prefixAgents) {
 		d.agents.note(kv, false)
@@ -49,15 +52,16 @@ func (d *desk) first(snap coord.Snapshot) {
 func (d *desk) seen(b coord.Batch) {
 	sessions := false
 	var touched []string
+	snap := sync.OnceValue(d.c.member.View().Snapshot) // at this batch or later; few need it
 	for _, ch := range b.Changes {
 		switch {
 		case strings.HasPrefix(ch.Key, prefixRequests):
-			if d.noteStatus(ch.KV) && ch.Prev.Mod == 0 {
+			if d.noteStatus(snap, ch.KV) && ch.Prev.Mod == 0 {
 				id, _ := requestOf(ch.Key, prefixRequests)
 				touched = append(touched, id)
 			}
 		case strings.HasPrefix(ch.Key, prefixClaims):
-			d.noteClaim(ch.KV)
+			d.noteClaim(snap, ch.KV)
 			id, _ := requestOf(ch.Key, prefixClaims)
 			touched = append(touched, id)
 		case strings.HasPrefix(ch.Key, prefixInbox):
@@ -85,25 +89,30 @@ func (d *desk) seen(b coord.Batch) {
 
 // noteStatus keeps the set of open requests; it reports whether the key is a
 // request's status and the request is open.
-func (d *desk) noteStatus(kv coord.KV) bool {
+func (d *desk) noteStatus(snap func() coord.Snapshot, kv coord.KV) bool {
 	id, rest := requestOf(kv.Key, prefixRequests)
 	if rest != "status" {
+		if r := d.open[id]; r != nil && r.final && !abandonsIn(snap(), id) {
+			delete(d.open, id)
+		}
 		return false
 	}
 	rec, err := decode[roles.Record](kv)
-	if kv.Mod == 0 || err == nil && rec.Status.Final() {
+	final := err == nil && rec.Status.Final()
+	if kv.Mod == 0 || final && !abandonsIn(snap(), id) {
 		delete(d.open, id)
 		return false
 	}
-	d.openRequest(id).queued = rec.Status == roles.RequestQueued
+	r := d.openRequest(id)
+	r.queued, r.final = rec.Status == roles.RequestQueued, final
 	return true
 }
 
-func (d *desk) noteClaim(kv coord.KV) {
+func (d *desk) noteClaim(snap func() coord.Snapshot, kv coord.KV) {
 	id, _ := requestOf(kv.Key, prefixClaims)
 	r, ok := d.open[id]
 	if !ok {
-		if status, found := d.c.member.View().Get(statusKey(id)); !found || !d.noteStatus(status) {
+		if status, found := d.c.member.View().Get(statusKey(id)); !found || !d.noteStatus(snap, status) {
 			return
 		}
 		r = d.open[id]

@@ -365,6 +365,9 @@ func TestClaimRace(t *testing.T) {
 		if own != 1 {
 			t.Errorf("%d of them own it, want one", own)
 		}
+		if claim, _ := c1.member.View().Get(claimKey(r.ID)); claim.Create != claim.Mod {
+			t.Errorf("claimed at %d over the claim of %d", claim.Mod, claim.Create)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -28,8 +29,9 @@ type desk struct {
 	// The fields below belong to the goroutine of run.
 
 	owned map[string]*owned
-	// open is every request of the cluster that is not known to be final, with
-	// its claim.
+	// open is every request of the cluster that somebody must own, with its claim:
+	// those that are not final, and those that are but left an attempt that may
+	// run.
 	open map[string]*openRequest
 	// byAgent finds the owned requests that have to do with an agent.
 	byAgent map[string]map[string]*owned
@@ -296,6 +298,20 @@ func (d *desk) perform(o *owned) {
 // owns the request waits for its end, to tell of it.
 func abandons(s roles.State) bool {
 	return slices.ContainsFunc(s.Steps, func(st *roles.Step) bool { return st.Abandoned })
+}
+
+// abandonsIn is abandons by what is stored.
+func abandonsIn(snap coord.Snapshot, id string) bool {
+	for kv := range snap.Range(stepPrefix(id)) {
+		// Almost none is, and there are many: look before reading.
+		if !bytes.Contains(kv.Value, []byte(`"abandoned"`)) {
+			continue
+		}
+		if st, err := decode[roles.Step](kv); err == nil && st.Abandoned {
+			return true
+		}
+	}
+	return false
 }
 
 // trustRetry is how soon effects are tried again that found no trust.

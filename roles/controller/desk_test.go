@@ -398,3 +398,52 @@ func TestForced(t *testing.T) {
 		t.Errorf("the late report changed the step: %+v", got)
 	}
 }
+
+// TestForcedAndTakenOver changes the owner of a final request while an attempt
+// may run that was given up: the next one kills it all the same.
+func TestForcedAndTakenOver(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	c1 := w.node("c1")
+	a := w.agent(c1, "a1", nil)
+	c1.apply(process("p", step("one", "a1")))
+	r := c1.accept("p")
+	s := a.start()
+	a.running(s)
+	c1.awaitStep(r.ID, "one", roles.StepRunning)
+	a.disconnect()
+	c1.await(r.ID, "the step is marked unreachable", func(r api.Request) bool { return stepOf(r, "one").Unreachable })
+	if err := c1.Resolve(t.Context(), operator, r.ID, "one", "success", true); err != nil {
+		t.Fatal(err)
+	}
+	c1.awaitStatus(r.ID, roles.RequestSucceeded)
+	for range 2 {
+		c1 = c1.restart()
+		a.connect(c1)
+		kill := a.killed()
+		same(t, "the kill", &wire.Kill{Request: r.ID, Step: "one", Attempt: 1, Fence: c1.fence(r.ID)}, kill)
+		if kill.GetFence().Compare(s.GetFence()) <= 0 {
+			t.Errorf("killed under %v, started under %v", kill.GetFence(), s.GetFence())
+		}
+		if got := c1.owned("c1"); got != 0 {
+			t.Errorf("what is final counts: it owns %d requests", got)
+		}
+	}
+	a.exited(s, 143)
+	a.ack()
+	a.ack() // farewell
+	same(t, "the audit", []string{"request.accepted", "request.resolve", "step.late_report"}, c1.events(r.ID))
+	// That was all, and nobody owns it any more.
+	fence := c1.fence(r.ID)
+	c1.settle()
+	c1.on(func(d *desk) {
+		d.sweep(true)
+		d.sweep(true)
+		if d.owned[r.ID] != nil || d.open[r.ID] != nil {
+			t.Error("the desk remembers it")
+		}
+	})
+	c1 = c1.restart()
+	a.connect(c1)
+	a.quiet(c1)
+	same(t, "the claim", fence, c1.fence(r.ID))
+}
