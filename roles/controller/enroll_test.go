@@ -20,13 +20,15 @@ import (
 // newcomer is a machine that wants to join: its keys stay, as its directory does.
 type newcomer struct {
 	t   *testing.T
+	dir string
 	e   *pki.Enrolment
 	ask *wire.EnrollRequest
 }
 
 func newNewcomer(t *testing.T, role pki.Role, name, token string) *newcomer {
 	t.Helper()
-	e, err := pki.NewEnrolment(t.TempDir(), role, name, time.Now())
+	dir := t.TempDir()
+	e, err := pki.NewEnrolment(dir, role, name, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +42,7 @@ func newNewcomer(t *testing.T, role pki.Role, name, token string) *newcomer {
 			ask.More = append(ask.More, &wire.RenewRequest{Ca: string(ca), Csr: csr})
 		}
 	}
-	return &newcomer{t: t, e: e, ask: ask}
+	return &newcomer{t: t, dir: dir, e: e, ask: ask}
 }
 
 // enroll asks a controller.

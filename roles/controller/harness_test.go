@@ -333,6 +333,9 @@ func stepOf(r api.Request, name string) api.Step {
 // events are the kinds of all events about a subject, in order.
 func (n *node) events(subject string) []string {
 	n.w.t.Helper()
+	if err := n.Sync(n.w.t.Context()); err != nil {
+		n.w.t.Fatal(err)
+	}
 	list, err := n.ListEvents(n.w.t.Context(), 0)
 	if err != nil {
 		n.w.t.Fatal(err)
