@@ -299,6 +299,7 @@ func TestReadOutput(t *testing.T) {
 	c1.apply(process("p", step("one", "a1"), step("two", "a1", "one")))
 	r := c1.accept("p")
 	a.start()
+	c1.awaitStep(r.ID, "one", roles.StepDispatched) // it is shown a moment after it is sent
 	read := func(step string, attempt int, offset int64) (string, error) {
 		var b bytes.Buffer
 		err := c1.ReadOutput(t.Context(), r.ID, step, attempt, offset, false, &b)
@@ -329,14 +330,14 @@ func TestReadOutput(t *testing.T) {
 	asked := answer(&wire.OutputChunk{Data: []byte("hello ")}, &wire.OutputChunk{Data: []byte("world"), Eof: true})
 	text, err := read("one", 0, 3)
 	if err != nil || text != "hello world" {
-		t.Errorf("got %q, %v", text, err)
+		t.Fatalf("got %q, %v", text, err)
 	}
 	ask := <-asked
 	same(t, "the question", &wire.ReadOutput{Id: ask.GetId(), Request: r.ID, Step: "one", Attempt: 1, Offset: 3}, ask)
 
 	asked = answer(&wire.OutputChunk{Error: "it was removed"})
 	if _, err := read("one", 1, 0); err == nil || err.Error() != "it was removed" {
-		t.Errorf("got %v, want what the agent says", err)
+		t.Fatalf("got %v, want what the agent says", err)
 	}
 	<-asked
 
