@@ -83,7 +83,7 @@ func TestValidImpliesValidForCoord(t *testing.T) {
 			c.Cluster.Name = rapid.SampledFrom([]string{"", "shop"}).Draw(t, "cluster")
 		},
 		func(t *rapid.T, c *Config) {
-			c.Etcd.Quota = rapid.SampledFrom([]int64{0, 1 << 20, 16 << 20}).Draw(t, "quota")
+			c.Etcd.Quota = rapid.SampledFrom([]int64{0, 1 << 20, 128 << 20}).Draw(t, "quota")
 		},
 		func(t *rapid.T, c *Config) {
 			c.Node.Name = rapid.SampledFrom([]string{"", "m1", "m2", "m9"}).Draw(t, "name")

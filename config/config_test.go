@@ -233,7 +233,7 @@ func TestProblems(t *testing.T) {
 		{name: "size overflows", text: "etcd: {quota: 9000000000TiB}",
 			want: []string{`uac.yaml:1: etcd.quota: "9000000000TiB" is not a size such as 512MiB or 4GiB`}},
 		{name: "size too small", text: "etcd: {quota: 1MiB}",
-			want: []string{`uac.yaml:1: etcd.quota: 1MiB is less than 16MiB`}},
+			want: []string{`uac.yaml:1: etcd.quota: 1MiB is less than 128MiB: what must always fit beside large documents would not`}},
 		{name: "word", text: "cluster: {failover: confrim}",
 			want: []string{`uac.yaml:1: cluster.failover: "confrim" is not one of auto, confirm; did you mean confirm?`}},
 		{name: "section is a scalar", text: "cluster: fast",

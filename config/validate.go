@@ -18,6 +18,10 @@ import (
 // cannot be told from a quiet second if it is shorter.
 const noOpInterval = time.Second
 
+// minQuota leaves, above the part of the quota at which growth is refused, room
+// for the store to rewrite a few of the largest values.
+const minQuota = 128 << 20
+
 // fieldError is a problem with one setting, or with the relation of several.
 type fieldError struct {
 	keys    []string // the first one is to blame
@@ -175,8 +179,8 @@ func (c *Config) validateCluster(v *checks) {
 	if k.StallTimeout < 2*noOpInterval {
 		v.bad("cluster.stall_timeout", "%s is shorter than %s: a quiet member writes only every %s", k.StallTimeout, 2*noOpInterval, noOpInterval)
 	}
-	if quota < 16<<20 {
-		v.bad("etcd.quota", "%s is less than 16MiB", formatSize(quota))
+	if quota < minQuota {
+		v.bad("etcd.quota", "%s is less than %s: what must always fit beside large documents would not", formatSize(quota), formatSize(minQuota))
 	}
 	if quota > 64<<30 {
 		v.bad("etcd.quota", "%s is more than 64GiB: the whole store is mapped into memory", formatSize(quota))

@@ -133,8 +133,8 @@ func (c Config) Validate() error {
 	if c.JoinTimeout <= c.SilenceTimeout {
 		bad("join_timeout %v must be longer than silence_timeout %v", c.JoinTimeout, c.SilenceTimeout)
 	}
-	if c.Lease < time.Second || c.Lease%time.Second != 0 {
-		bad("lease %v must be whole seconds, at least 1s", c.Lease)
+	if c.Lease < 2*time.Second || c.Lease%time.Second != 0 {
+		bad("lease %v must be whole seconds, at least 2s", c.Lease)
 	}
 	if c.StallTimeout >= c.Lease {
 		bad("stall_timeout %v must be shorter than lease %v", c.StallTimeout, c.Lease)

@@ -31,6 +31,9 @@ func (p *puppet) send(msg message) {
 
 func (p *puppet) next() message {
 	p.t.Helper()
+	if err := p.conn.SetReadDeadline(time.Now().Add(time.Minute)); err != nil { // of the bubble
+		p.t.Fatal(err)
+	}
 	m, err := p.in.next()
 	if err != nil {
 		p.t.Fatal(err)
@@ -70,10 +73,12 @@ func withPuppets(t *testing.T, test func(t *testing.T, f *fabric, c2 *testNode, 
 			}
 		}
 		synctest.Wait() // the answer goes out before the connection counts
+		defer func() {  // also after a Fatal
+			c2.end(t)
+			f.drop("c1", "")
+			f.drop("w1", "")
+		}()
 		test(t, f, c2, c1, w1)
-		c2.end(t)
-		f.drop("c1", "")
-		f.drop("w1", "")
 	})
 }
 
@@ -118,7 +123,7 @@ func TestVotesArePushedAndWithdrawn(t *testing.T) {
 		if no := w1.next().Vote; no == nil || no.Yes || no.Number != 1 {
 			t.Fatalf("vote is %+v, want it withdrawn", no)
 		}
-		time.Sleep(149 * ms) // 249 ms after the question
+		time.Sleep(withholdFor - 101*ms) // since the question: the vote took 100 ms
 		c1.send(pulse(3))
 		synctest.Wait()
 		time.Sleep(ms)

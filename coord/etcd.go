@@ -26,11 +26,12 @@ import (
 
 // Raft's own timing. It is not what failover waits for (that is the forced
 // election in kick.go), so it can be slow enough never to elect by accident on
-// a loaded machine. etcd wants the election at least five heartbeats long; 500
-// ms also is the longest that still grants leases of one second.
+// a loaded machine, and not to keep an idle one busy. etcd wants the election at
+// least five heartbeats long, and grants no lease below one and a half of them,
+// in whole seconds.
 const (
-	raftTick     = 50 * time.Millisecond
-	raftElection = 500 * time.Millisecond
+	raftTick     = 100 * time.Millisecond
+	raftElection = time.Second
 	// maxTxnOps is what etcd accepts in one transaction, nested ones included.
 	maxTxnOps       = 8192
 	maxRequestBytes = 8 << 20
@@ -242,8 +243,12 @@ func (e *etcd) name(id types.ID) string {
 var errUnknown = errors.New("outcome unknown")
 
 // breath is how long an attempt that was turned away at once takes at least, so
-// that whoever repeats it does not spin: etcd is full, overloaded or stopping.
-const breath = 10 * time.Millisecond
+// that whoever repeats it does not spin: etcd is overloaded or stopping. When it
+// is full, each attempt makes raft's log longer, and only an operator can help.
+const (
+	breath         = 10 * time.Millisecond
+	breathWhenFull = 500 * time.Millisecond
+)
 
 // attempt runs one transaction once, for at most d. It gives up early when
 // raft has another leader: a proposal that was on its way to the old one may be
@@ -276,7 +281,11 @@ func (e *etcd) attempt(ctx context.Context, d time.Duration, cmps []clientv3.Cmp
 	case definite(err):
 		return nil, fmt.Errorf("etcd transaction: %w", err)
 	}
-	_ = pause(ctx, breath) // over at once if it was time or a new leader
+	if errors.Is(err, rpctypes.ErrNoSpace) || errors.Is(err, rpctypes.ErrGRPCNoSpace) {
+		_ = pause(ctx, breathWhenFull)
+	} else {
+		_ = pause(ctx, breath) // over at once if it was time or a new leader
+	}
 	if overloaded(err) {
 		return nil, fmt.Errorf("etcd transaction: %w", err)
 	}

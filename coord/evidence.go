@@ -275,6 +275,8 @@ func (o *observed) stalled(now time.Time, me own) bool {
 // process that may live stays valid at its asker for a while, and then the
 // asker's transaction is on its way, whatever happens here: were the suspect to
 // recover now, our echo would give it trust while it is being declared lost.
+// Should it not be lost after all, this heals by itself: without our echo its
+// pulses are no evidence of not acting either, and so our echo comes back.
 func (o *observed) withhold(until time.Time) {
 	o.withheldRun, o.withheldUntil = o.run, later(o.withheldUntil, until)
 }

@@ -351,19 +351,20 @@ func pulsing(ps ...*pulseMsg) *observed {
 
 func TestWithhold(t *testing.T) {
 	o := connected()
-	o.withhold(at(500 * ms))
-	o.withhold(at(400 * ms)) // must not shorten
+	const end = withholdFor + 100*ms
+	o.withhold(at(end))
+	o.withhold(at(end - ms)) // must not shorten
 	for _, tt := range []struct {
 		name string
 		now  time.Duration
 		run  string
 		want bool
 	}{
-		{"before the end", 500*ms - 1, "r1", true},
-		{"at the end", 500 * ms, "r1", false},
-		{"another process", 300 * ms, "r2", false},
-		{"just after our own start", 250*ms - 1, "r2", true},
-		{"a while after our own start", 250 * ms, "r2", false},
+		{"before the end", end - 1, "r1", true},
+		{"at the end", end, "r1", false},
+		{"another process", end - 1, "r2", false},
+		{"just after our own start", withholdFor - 1, "r2", true},
+		{"a while after our own start", withholdFor, "r2", false},
 	} {
 		if got := o.withholds(at(tt.now), tt.run); got != tt.want {
 			t.Errorf("%s: withholds is %v, want %v", tt.name, got, tt.want)

@@ -361,12 +361,14 @@ func inBubble(t *testing.T, test func(t *testing.T, f *fabric, c *cluster, c1, c
 			}
 			n.events.clear()
 		}
-		test(t, f, c, nodes[0], nodes[1], nodes[2])
-		for _, n := range nodes {
-			if n.mesh != nil {
-				n.end(t)
+		defer func() { // also after a Fatal: what runs on keeps the bubble's clock going for ever
+			for _, n := range nodes {
+				if n.mesh != nil {
+					n.end(t)
+				}
 			}
-		}
+		}()
+		test(t, f, c, nodes[0], nodes[1], nodes[2])
 	})
 }
 

@@ -75,6 +75,39 @@ func (m *Member) electInsteadOf(ctx context.Context, dead string) (rest func()) 
 	}
 }
 
+// firstElection makes raft elect a leader soon after a start, instead of after its
+// own timeout: the first of those that are connected calls for it until there is
+// one. Should the others have a leader, they ignore the call.
+func (m *Member) firstElection(ctx context.Context, e *etcd) error {
+	for wait := kickAfter; e.leader() == ""; wait *= 2 {
+		if err := pause(ctx, wait); err != nil {
+			return err
+		}
+		if e.leader() == "" && m.firstHere() {
+			m.stepRaft(ctx, e, raftpb.MsgHup, raft.LocalAppendThread)
+		}
+	}
+	return nil
+}
+
+// firstHere reports whether this member is connected to a majority of the voters
+// and comes before all of them.
+func (m *Member) firstHere() bool {
+	voters, here := m.Voters(), 0
+	for _, v := range voters {
+		switch {
+		case v == m.cfg.Name:
+			here++
+		case m.connected(v):
+			if v < m.cfg.Name {
+				return false
+			}
+			here++
+		}
+	}
+	return here >= majority(len(voters))
+}
+
 // leaderless reports whether raft has had no leader since the dead one. If
 // another one led it since, it is raft's own business to elect the next.
 func (m *Member) leaderless(e *etcd, dead string) bool {
@@ -115,7 +148,8 @@ func (m *Member) line(dead string) []string {
 // and would be refused as old.
 func (m *Member) takeOver(ctx context.Context, e *etcd, dead string) {
 	if from := uint64(e.members()[dead]); from != 0 {
-		m.stepRaft(ctx, e, dead, raftpb.MsgTimeoutNow, from)
+		m.log.Info("forced raft election", "instead_of", dead)
+		m.stepRaft(ctx, e, raftpb.MsgTimeoutNow, from)
 	}
 }
 
@@ -123,10 +157,12 @@ func (m *Member) takeOver(ctx context.Context, e *etcd, dead string) {
 // candidate that lost a split vote ignores MsgTimeoutNow. By now no voter has a
 // leader, so none waits for a lease.
 func (m *Member) tryAgain(ctx context.Context, e *etcd, dead string) {
-	m.stepRaft(ctx, e, dead, raftpb.MsgHup, raft.LocalAppendThread)
+	m.log.Info("forced raft election again", "instead_of", dead)
+	m.stepRaft(ctx, e, raftpb.MsgHup, raft.LocalAppendThread)
 }
 
-func (m *Member) stepRaft(ctx context.Context, e *etcd, dead string, typ raftpb.MessageType, from uint64) {
+// stepRaft steps a message into the local raft node.
+func (m *Member) stepRaft(ctx context.Context, e *etcd, typ raftpb.MessageType, from uint64) {
 	self := uint64(e.server.Server.MemberID())
 	if from == self {
 		return
@@ -134,7 +170,5 @@ func (m *Member) stepRaft(ctx context.Context, e *etcd, dead string, typ raftpb.
 	msg := &raftpb.Message{Type: typ.Enum(), From: &from, To: &self}
 	if err := e.server.Server.Process(ctx, msg); err != nil {
 		m.log.Debug("forced raft election refused", "error", err)
-		return
 	}
-	m.log.Info("forced raft election", "instead_of", dead)
 }

@@ -51,7 +51,9 @@ func (s *Session) decideLosses(ctx context.Context) error {
 			delete(deciding, sus.node)
 			mu.Unlock()
 			// The agreement is renewed as long as the evidence stands.
-			if news {
+			if news && s.m.cfg.Failover == FailoverConfirm {
+				s.log.Warn("loss not decided", "suspect", sus.node, "reason", why)
+			} else if news {
 				s.log.Info("loss not decided", "suspect", sus.node, "reason", why)
 			}
 		})

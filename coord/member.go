@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // Member is this node's part in the coordination cluster: an embedded etcd
@@ -98,9 +100,40 @@ func (m *Member) Name() string { return m.cfg.Name }
 // RunID is the id of this operating system process in the cluster.
 func (m *Member) RunID() string { return m.run }
 
+// ErrInUse is returned by [Member.Run] when another process has the data
+// directory.
+var ErrInUse = errors.New("the data directory is in use by another process")
+
+// takeDir makes this process the only one with the data directory, until give is
+// called. The lock goes with the process.
+func (m *Member) takeDir() (give func(), err error) {
+	path := filepath.Join(m.cfg.DataDir, "lock")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	give = func() { _ = f.Close() } // nothing was written
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		give()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%w: %s", ErrInUse, m.cfg.DataDir)
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return give, nil
+}
+
 // Run takes part in the cluster until ctx ends or the member cannot go on. On
 // return everything it started has ended and the data directory is free.
 func (m *Member) Run(ctx context.Context) error {
+	give, err := m.takeDir()
+	if err != nil {
+		if m.deps.Pulses != nil {
+			_ = m.deps.Pulses.Close() // as always on return
+		}
+		return err
+	}
+	defer give()
 	outer := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	m.mu.Lock()
@@ -121,7 +154,7 @@ func (m *Member) Run(ctx context.Context) error {
 		}
 		return m.serve(ctx)
 	})
-	err := g.Wait()
+	err = g.Wait()
 	m.mu.Lock()
 	m.ctx = nil
 	m.mu.Unlock()
@@ -159,7 +192,7 @@ var errRemoved = fmt.Errorf("%w: the others have removed it from the cluster, or
 func (m *Member) serveOnce(ctx context.Context) error {
 	m.wait("etcd to start")
 	order := m.aloneOrder()
-	e, err := startEtcd(m.cfg, m.deps.Raft, order != nil, m.log)
+	e, err := m.startServer(ctx, order != nil)
 	if err != nil {
 		return err
 	}
@@ -179,6 +212,7 @@ func (m *Member) serveOnce(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.view.run(gctx, e.client) })
 	g.Go(func() error { return m.watchQuorum(gctx, e) })
+	g.Go(func() error { return m.firstElection(gctx, e) })
 	g.Go(func() error { return m.tellMesh(gctx) })
 	g.Go(func() error { return m.disarm(gctx, e) })
 	g.Go(func() error {
@@ -196,6 +230,32 @@ func (m *Member) serveOnce(ctx context.Context) error {
 		}
 	})
 	return g.Wait()
+}
+
+// startServer starts the etcd server. That cannot be interrupted: if ctx ends
+// first, what comes of it is stopped beside.
+func (m *Member) startServer(ctx context.Context, alone bool) (*etcd, error) {
+	type outcome struct {
+		e   *etcd
+		err error
+	}
+	started := make(chan outcome, 1)
+	m.draining.Go(func() {
+		e, err := startEtcd(m.cfg, m.deps.Raft, alone, m.log)
+		started <- outcome{e, err}
+	})
+	select {
+	case o := <-started:
+		return o.e, o.err
+	case <-ctx.Done():
+		m.draining.Go(func() {
+			if o := <-started; o.e != nil {
+				o.e.stop()
+				<-o.e.drained
+			}
+		})
+		return nil, ctx.Err()
+	}
 }
 
 // drain stops the server. What its peer connections still need, up to a second,

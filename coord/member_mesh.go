@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -149,13 +150,40 @@ func (m *Member) introduce(ctx context.Context) error {
 			m.log.Info("first start waits for members", "missing", d.Missing)
 		default:
 			own.Recorded, own.HasData = d.Set, true
-			return m.setOrigin(own)
+			if err := m.setOrigin(own); err != nil {
+				return err
+			}
+			return m.startInTurn(ctx)
 		}
 		select {
 		case <-m.hellos:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+	}
+}
+
+// bootstrapTurn is how much later than the one before each member starts etcd for
+// the first time.
+const bootstrapTurn = 150 * time.Millisecond
+
+// startInTurn waits for this member's turn to start etcd for the first time. A
+// server that bootstraps first asks all others for their members, one after the
+// other, and waits a second for each that listens and does not answer yet, which
+// is what all do if they start at the same moment.
+func (m *Member) startInTurn(ctx context.Context) error {
+	var names []string
+	for _, p := range m.cfg.Peers {
+		names = append(names, p.Name)
+	}
+	slices.Sort(names)
+	timer := time.NewTimer(time.Duration(slices.Index(names, m.cfg.Name)) * bootstrapTurn)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

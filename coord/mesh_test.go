@@ -93,8 +93,8 @@ func TestNoTrustWhileTheLossIsOnItsWay(t *testing.T) {
 		f.unplug("c1")
 		time.Sleep(1500 * ms)
 		synctest.Wait()
-		f.plug("c1")
 		wantAgreement(t, c2, "c1", 10, "c2 w1") // and c2 sends its transaction
+		f.plug("c1")
 		for began := time.Now(); time.Since(began) < lossAttempt; time.Sleep(ms) {
 			if err := c1.Check(); err == nil {
 				t.Fatalf("c1 trusts itself %v after the transaction was sent", time.Since(began))
@@ -195,15 +195,14 @@ func TestStalledWrites(t *testing.T) {
 			t.Errorf("evidence is %q, want not acting", got)
 		}
 		time.Sleep(500 * ms)
-		if got := c2.status("c1").Evidence; got != "not acting, stalled" {
-			t.Errorf("evidence is %q, want not acting and stalled", got)
+		if got := c2.status("c1").Evidence; !strings.Contains(got, "stalled") {
+			t.Errorf("evidence is %q, want stalled", got)
 		}
 		wantAgreement(t, w1, "c1", 10, "c2 w1")
 		c1.facts.set(func(f *testFacts) { f.stuck = time.Time{} })
-		c1.Nudge()
-		synctest.Wait()
+		time.Sleep(withholdFor + testTiming.silence)
 		if got := c2.status("c1"); got.Evidence != "" || !got.Acting {
-			t.Errorf("after the nudge: %+v", got)
+			t.Errorf("after its writes flow again: %+v", got)
 		}
 		wantAgreement(t, w1, "c1", 10, "")
 	})

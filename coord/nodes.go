@@ -17,8 +17,10 @@ type NodeStatus struct {
 	// Held tells who stopped the node without fail-over; nil if nobody did.
 	Held *HoldRecord
 	// Heard is when this member last heard from it, zero if never. This node
-	// itself: now.
-	Heard time.Time
+	// itself: now. Silent is set while this member has evidence that its session
+	// is over.
+	Heard  time.Time
+	Silent bool
 	// Unready says why an automatic fail-over would not work if the node died
 	// now; empty if it would. Successor would take over from the Active.
 	Unready   string
@@ -60,6 +62,7 @@ func (m *Member) Nodes() []NodeStatus {
 			}
 		} else {
 			st.Heard = m.heard(rec.Name)
+			st.Silent = st.Epoch != 0 && m.mesh.Suspected(rec.Name, st.Epoch)
 		}
 		st.Unready, st.Successor = m.unready(snap, st)
 		out = append(out, st)
@@ -74,6 +77,9 @@ func (m *Member) unready(snap Snapshot, st NodeStatus) (why, successor string) {
 	}
 	if st.Epoch == 0 {
 		return "it is offline already", ""
+	}
+	if st.Name != m.cfg.Name && m.cfg.Failover == FailoverConfirm && m.mesh.Suspected(st.Name, st.Epoch) {
+		return "it does not answer, and failover is set to confirm: uac node confirm-lost " + st.Name, ""
 	}
 	voters := m.Voters()
 	left := 0
@@ -129,6 +135,9 @@ func (m *Member) Status() Status {
 	default:
 		if err := s.Check(); err != nil {
 			st.Reason = err.Error()
+			if full := m.full(); full != nil { // that is why
+				st.Reason = full.Error() + " (" + st.Reason + ")"
+			}
 		}
 	}
 	return st

@@ -33,9 +33,8 @@ var ErrNoRoom = errors.New("etcd storage is too full")
 // CheckRoom returns ErrNoRoom if more than limit of the storage quota is used, or
 // if etcd has raised its own alarm.
 func (m *Member) CheckRoom(limit float64) error {
-	if e := m.serving(); e != nil && len(e.full()) > 0 {
-		return fmt.Errorf("%w: nothing can be written. Raise etcd.quota or free space on the disk, then restart %s",
-			ErrNoRoom, strings.Join(e.full(), ", "))
+	if err := m.full(); err != nil {
+		return err
 	}
 	switch used, file := m.Room(); {
 	case used > limit:
@@ -43,6 +42,15 @@ func (m *Member) CheckRoom(limit float64) error {
 	case file > roomForFile:
 		return fmt.Errorf("%w: its file has %.0f %% of the quota, the limit is %.0f %%. Restart %s to make it smaller",
 			ErrNoRoom, 100*file, 100*roomForFile, m.cfg.Name)
+	}
+	return nil
+}
+
+// full returns ErrNoRoom if etcd has raised its own alarm.
+func (m *Member) full() error {
+	if e := m.serving(); e != nil && len(e.full()) > 0 {
+		return fmt.Errorf("%w: nothing can be written. Raise etcd.quota or free space on the disk, then restart %s",
+			ErrNoRoom, strings.Join(e.full(), ", "))
 	}
 	return nil
 }

@@ -55,6 +55,9 @@ func TestRoom(t *testing.T) {
 		return errors.Is(err, coord.ErrNoRoom) && strings.Contains(err.Error(), "restart c1")
 	})
 	until(t, "the end of trust", func() bool { return errors.Is(s.Check(), coord.ErrNoTrust) })
+	if got := m.Status().Reason; !strings.Contains(got, "Raise etcd.quota") {
+		t.Errorf("the status does not say why there is no trust: %q", got)
+	}
 	if err := m.Sync(t.Context()); err != nil {
 		t.Errorf("nothing can be read: %v", err)
 	}

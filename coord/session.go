@@ -178,7 +178,7 @@ func (m *Member) newSession(e *etcd, rec SessionRecord, epoch int64) *Session {
 
 // idleWrite is how long a session goes without a write before it makes an
 // empty one: often enough for "a guarded write at least every second".
-const idleWrite = 500 * time.Millisecond
+const idleWrite = 750 * time.Millisecond
 
 // Epoch of the session: the ModRevision of sessions/<node>.
 func (s *Session) Epoch() int64 { return s.epoch }

@@ -181,3 +181,19 @@ func TestDamagedFiles(t *testing.T) {
 		}
 	}
 }
+
+// Two processes with one data directory would both speak for the member.
+func TestOneProcessHasTheDataDirectory(t *testing.T) {
+	t.Parallel()
+	c := start(t, 2, 1)
+	awaitActive(c, "w1", "c1", "c2")
+	c.Kill("c2")
+	dir := c.DataDir("c2")
+	c.SetDataDir("c2", c.DataDir("c1"))
+	if err := c.Run("c2").Err(); !errors.Is(err, coord.ErrInUse) || !strings.Contains(err.Error(), c.DataDir("c1")) {
+		t.Errorf("a second member on the directory of c1: %v", err)
+	}
+	c.Kill("c2")
+	c.SetDataDir("c2", dir)
+	c.Run("c2").Session()
+}

@@ -125,9 +125,10 @@ func newMember(ctx context.Context, d daemonDeps, store *pki.Store, classes ...w
 }
 
 // memberError gives errors of the coordination member their exit code: a member
-// that must be replaced is a thing for an operator, not for a restart.
+// that must be replaced, or whose data directory another process has, is a thing
+// for an operator, not for a restart.
 func memberError(err error) error {
-	if errors.Is(err, coord.ErrReplace) {
+	if errors.Is(err, coord.ErrReplace) || errors.Is(err, coord.ErrInUse) {
 		return usageError("%w", err)
 	}
 	return err

@@ -77,7 +77,11 @@ func (c *Controller) nodeView(n coord.NodeStatus, requests int) api.Node {
 		v.UptimeSeconds = int64(time.Since(c.started) / time.Second)
 	} else if n.Mode != coord.ModeOffline {
 		// By two hosts' clocks: for people only.
-		v.UptimeSeconds = max(0, int64(time.Since(n.Started)/time.Second))
+		until := time.Now()
+		if n.Silent {
+			until = n.Heard
+		}
+		v.UptimeSeconds = max(0, int64(until.Sub(n.Started)/time.Second))
 	}
 	if n.Held != nil {
 		v.Held = fmt.Sprintf("stopped without fail-over by %s at %s", n.Held.By, n.Held.At.Format(time.RFC3339))
