@@ -222,6 +222,7 @@ func (c *client) do(ctx context.Context, k call, accept func(*http.Response) err
 	requestID := ulid.Make().String()
 
 	failures := make([]error, len(c.servers)) // the latest of each server
+	heard := false                            // by a server that may have obeyed
 	for deadline, pause := time.Now().Add(c.patience), 20*time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
 		for range c.servers {
 			resp, err := c.try(ctx, c.servers[c.next], k, body, requestID)
@@ -232,20 +233,25 @@ func (c *client) do(ctx context.Context, k call, accept func(*http.Response) err
 				}
 				_ = resp.Body.Close() // given up
 			}
+			if err == nil && resp.StatusCode == http.StatusUnauthorized && c.token == "" {
+				_ = resp.Body.Close() // it tells programs about headers
+				return nil, fail(exitForbidden, "not logged in: set --token, UAC_TOKEN or token in client.yaml")
+			}
 			if err == nil {
 				return nil, fail(codeOfStatus(resp.StatusCode), "%w", problemOf(resp))
 			}
 			if ctx.Err() != nil {
 				return nil, fmt.Errorf("%s %s: %w", k.method, k.path, context.Cause(ctx))
 			}
-			if k.once && !errors.As(err, new(unheard)) {
+			heard = heard || !errors.As(err, new(unheard))
+			if k.once && heard {
 				return nil, fail(exitUnreachable, "%s: %w; %w", c.servers[c.next], err, errUnknown)
 			}
 			failures[c.next] = err
 			c.skip()
 		}
 		if !time.Now().Before(deadline) {
-			return nil, c.unreachable(k, failures)
+			return nil, c.unreachable(k, failures, heard)
 		}
 		// Jitter keeps clients that failed together from coming back together.
 		timer := time.NewTimer(pause/2 + rand.N(pause))
@@ -400,8 +406,9 @@ func codeOfStatus(status int) exitCode {
 	}
 }
 
-// unreachable returns the error of a call that no server answered.
-func (c *client) unreachable(k call, failures []error) error {
+// unreachable returns the error of a call that no server answered. heard says
+// that one of them may have obeyed it all the same.
+func (c *client) unreachable(k call, failures []error, heard bool) error {
 	var lines []string
 	for i, err := range failures {
 		lines = append(lines, fmt.Sprintf("%s: %v", c.servers[i], err))
@@ -410,8 +417,8 @@ func (c *client) unreachable(k call, failures []error) error {
 	if len(lines) > 1 {
 		text = "no server could answer:\n  " + strings.Join(lines, "\n  ")
 	}
-	if !k.reads() && !k.once {
-		// The last try may have been heard. Only a repeat can tell.
+	if heard && !k.reads() {
+		// Only a repeat can tell.
 		text += "\nit is not known whether this took effect; idempotency key: " + k.key
 	}
 	return fail(exitUnreachable, "%s", text)

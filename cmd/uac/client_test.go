@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -298,8 +299,49 @@ func TestClientUnreachable(t *testing.T) {
 		t.Errorf("got code %d, %v", codeOf(err), err)
 	}
 	err = c.send(t.Context(), call{method: http.MethodPost, path: "/v1/x", key: "K"}, nil)
-	if err == nil || !strings.HasSuffix(err.Error(), "\nit is not known whether this took effect; idempotency key: K") {
-		t.Errorf("a write: %v", err)
+	if err == nil || err.Error() != want || codeOf(err) != exitUnreachable {
+		t.Errorf("a write that nobody heard: got code %d, %v", codeOf(err), err)
+	}
+}
+
+// A write that no server confirms may have taken effect only if one of them may
+// have obeyed it.
+func TestClientWriteThatNobodyAnswers(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		handle  http.HandlerFunc
+		unknown bool
+	}{
+		{"not ready", func(w http.ResponseWriter, _ *http.Request) {
+			answer(w, http.StatusServiceUnavailable, `{"type":"urn:uac:problem:not-ready","detail":"no trust"}`)
+		}, false},
+		{"outcome unknown", func(w http.ResponseWriter, _ *http.Request) {
+			answer(w, http.StatusServiceUnavailable, `{"type":"urn:uac:problem:outcome-unknown","detail":"timeout"}`)
+		}, true},
+		{"died on it", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := fakeServer(t, tt.handle)
+			c := testClient(t, s, deadAddress(t), s.URL)
+			err := c.send(t.Context(), call{method: http.MethodPost, path: "/v1/x", key: "K"}, nil)
+			if codeOf(err) != exitUnreachable {
+				t.Fatalf("got code %d, %v", codeOf(err), err)
+			}
+			const text = "\nit is not known whether this took effect; idempotency key: K"
+			if strings.HasSuffix(err.Error(), text) != tt.unknown {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// Who has no token is told how to give one, not what a program sends.
+func TestClientWithoutAToken(t *testing.T) {
+	c := newCluster(t, sampleState())
+	c.vars = slices.DeleteFunc(c.vars, func(v string) bool { return strings.HasPrefix(v, "UAC_TOKEN=") })
+	want := result{code: exitForbidden, stderr: "error: not logged in: set --token, UAC_TOKEN or token in client.yaml\n"}
+	if got := c.run(t, "node", "list"); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
 
