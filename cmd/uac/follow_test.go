@@ -274,8 +274,10 @@ func TestLogs(t *testing.T) {
 	if got != (result{stdout: want}) {
 		t.Errorf("all steps: %+v", got)
 	}
-	if got := c.run(t, "request", "logs", apitest.RequestID(2), "--step", "backup", "--attempt", "2"); got.code != exitDone || got.stdout != "" {
-		t.Errorf("an attempt that was not made: %+v", got)
+	end := watchedCluster(t, func(b *apitest.Backend) { finish(b, 2, roles.RequestSucceeded) })
+	want = "error: step backup of request " + apitest.RequestID(2) + " has no attempt 2: it has 1\n"
+	if got := end.run(t, "request", "logs", apitest.RequestID(2), "--step", "backup", "--attempt", "2", "-f"); got != (result{code: exitNotFound, stderr: want}) {
+		t.Errorf("an attempt that is never made: %+v", got)
 	}
 }
 

@@ -63,8 +63,8 @@ func runRequestLogs(ctx context.Context, a *app, opts logsOptions) error {
 	if err := c.get(ctx, pathOf("requests", opts.id), nil, &req); err != nil {
 		return err
 	}
-	if opts.step != "" && !hasStep(req, opts.step) {
-		return fail(exitNotFound, "request %s has no step %q", opts.id, opts.step)
+	if err := opts.find(req); err != nil {
+		return err
 	}
 	out := &logWriter{w: a.stdout, p: a.paint(a.stdout), headers: opts.step == "" && len(req.Steps) > 1}
 	t := &tails{c: c, opts: opts, out: out, seen: map[attempt]bool{}}
@@ -78,13 +78,22 @@ func runRequestLogs(ctx context.Context, a *app, opts logsOptions) error {
 	return t.follow(ctx)
 }
 
-func hasStep(req api.Request, name string) bool {
-	for _, s := range req.Steps {
-		if s.Name == name {
-			return true
-		}
+// find returns an error if the request has not what the options name. An attempt
+// that may still be made is worth following.
+func (o *logsOptions) find(req api.Request) error {
+	if o.step == "" {
+		return nil
 	}
-	return false
+	i := slices.IndexFunc(req.Steps, func(s api.Step) bool { return s.Name == o.step })
+	switch {
+	case i < 0:
+		return fail(exitNotFound, "request %s has no step %q", o.id, o.step)
+	case o.attempt <= req.Steps[i].Attempt, o.follow && !settled(req.Status):
+		return nil
+	case req.Steps[i].Attempt == 0:
+		return fail(exitNotFound, "step %s of request %s has no attempt %d: it has not started", o.step, o.id, o.attempt)
+	}
+	return fail(exitNotFound, "step %s of request %s has no attempt %d: it has %d", o.step, o.id, o.attempt, req.Steps[i].Attempt)
 }
 
 // attempt is one attempt at a step.
@@ -127,7 +136,7 @@ func (t *tails) follow(ctx context.Context) error {
 	var mu sync.Mutex // guards errs
 	var errs []error
 	live, endLive := context.WithCancel(ctx)
-	_, err := follow(ctx, t.c, t.opts.id, func(req api.Request) {
+	last, err := follow(ctx, t.c, t.opts.id, func(req api.Request) {
 		for _, at := range t.fresh(req) {
 			c := *t.c // a client serves one goroutine
 			wg.Go(func() {
@@ -142,6 +151,9 @@ func (t *tails) follow(ctx context.Context) error {
 	// What was written before the end is there; nothing more is waited for.
 	endLive()
 	wg.Wait()
+	if err == nil {
+		err = t.opts.find(last)
+	}
 	return errors.Join(append(errs, err)...)
 }
 

@@ -219,7 +219,7 @@ the other begins, with a gap of milliseconds. Requests go on where they are.
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runNodeSwitchover(cmd.Context(), a, to, why) },
 	}
 	cmd.Flags().StringVar(&to, "to", "", "`NODE` to become Active (default: the best one)")
-	_ = cmd.RegisterFlagCompletionFunc("to", a.completeNodes(math.MaxInt)) // fails for unknown flags only
+	_ = cmd.RegisterFlagCompletionFunc("to", a.completeControllers()) // fails for unknown flags only
 	whyFlag(cmd.Flags(), &why)
 	return cmd
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/url"
 	"slices"
@@ -211,6 +212,23 @@ func (a *app) completeNodes(most int) completer {
 	return a.complete(most, namesOf(pathOf("nodes"), nil, func(n api.Node) (string, string) {
 		return n.Name, string(n.Role) + ", " + string(n.Mode)
 	}))
+}
+
+// completeControllers completes the nodes that can become Active.
+func (a *app) completeControllers() completer {
+	return a.complete(math.MaxInt, func(ctx context.Context, c *client) ([]cobra.Completion, error) {
+		var nodes []api.Node
+		if err := c.get(ctx, pathOf("nodes"), nil, &nodes); err != nil {
+			return nil, err
+		}
+		var out []cobra.Completion
+		for _, n := range nodes {
+			if n.Role == roles.RoleController {
+				out = append(out, cobra.CompletionWithDesc(n.Name, string(n.Mode)))
+			}
+		}
+		return out, nil
+	})
 }
 
 func (a *app) completeProcesses(most int) completer {

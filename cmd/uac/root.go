@@ -55,6 +55,7 @@ order.`,
 	opts.addFlags(root.Flags())
 	a.output = formatTable
 	root.PersistentFlags().VarP(&a.output, "output", "o", "`FORMAT` of results: "+strings.Join(formats, ", "))
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp)) // fails for unknown flags only
 
 	root.AddGroup(
 		&cobra.Group{ID: groupCluster, Title: "On a cluster:"},

@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"uac/roles"
 	"uac/roles/controller/api"
 )
 
@@ -70,6 +72,12 @@ type newToken struct {
 func runTokenCreate(ctx context.Context, a *app, opts tokenOptions) error {
 	if opts.role == "" {
 		return usageError("--role must be given: one of %s", strings.Join(tokenRoles, ", "))
+	}
+	switch {
+	case opts.role == string(roles.RoleController):
+		return usageError("--role controller: a controller does not join with a token; make its directory with uac pki issue")
+	case !slices.Contains(tokenRoles, opts.role):
+		return usageError("--role %q: must be one of %s", opts.role, strings.Join(tokenRoles, ", "))
 	}
 	if opts.ttl < 0 {
 		return usageError("--ttl %s: must not be negative", opts.ttl)
