@@ -114,7 +114,7 @@ func TestNoTrustWhileTheLossIsOnItsWay(t *testing.T) {
 // A member whose writes stand still does not act; that is no silence, and it may
 // recover at any time.
 func TestNoTrustFromThoseThatAgreedToAStall(t *testing.T) {
-	inBubble(t, func(t *testing.T, f *fabric, _ *cluster, c1, c2, w1 *testNode) {
+	inBubble(t, func(t *testing.T, _ *fabric, _ *cluster, c1, c2, w1 *testNode) {
 		c1.facts.set(func(f *testFacts) { f.stuck = time.Now() })
 		time.Sleep(testTiming.stall + 200*ms)
 		synctest.Wait()
