@@ -21,10 +21,11 @@ import (
 // takes milliseconds, a power cut minutes.
 const watchPatience = 10 * time.Minute
 
-// follow calls seen with a request after every change until it is final or in
-// doubt, and returns it. It goes on at the next server when one dies, stops or
-// goes silent. It only reads, so it can be tried for ever.
-func follow(ctx context.Context, c *client, id string, seen func(api.Request)) (api.Request, error) {
+// follow calls seen with a request after every change until it has ended, and
+// returns it; ended is asked about states that are final or in doubt. It goes on
+// at the next server when one dies, stops or goes silent. It only reads, so it
+// can be tried for ever.
+func follow(ctx context.Context, c *client, id string, ended func(api.Request) bool, seen func(api.Request)) (api.Request, error) {
 	patient := *c
 	patient.patience = watchPatience
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
@@ -35,13 +36,13 @@ func follow(ctx context.Context, c *client, id string, seen func(api.Request)) (
 		last, err := readStates(body, seen)
 		_ = body.Close() // read to its end, or given up
 		switch {
-		case err == nil && settled(last.Status):
+		case err == nil && settled(last) && ended(last):
 			return last, nil
 		case ctx.Err() != nil:
 			return last, fmt.Errorf("follow request %s: %w", id, context.Cause(ctx))
 		}
-		if last.ID != "" {
-			pause = 50 * time.Millisecond // it did tell something
+		if last.ID != "" && !settled(last) {
+			pause = 50 * time.Millisecond // it did tell something new
 		}
 		patient.skip()
 		timer := time.NewTimer(pause)
@@ -55,7 +56,7 @@ func follow(ctx context.Context, c *client, id string, seen func(api.Request)) (
 }
 
 // settled reports whether nobody but an operator changes the request any more.
-func settled(s roles.RequestStatus) bool { return s.Final() || s == roles.RequestInDoubt }
+func settled(r api.Request) bool { return r.Status.Final() || r.Status == roles.RequestInDoubt }
 
 // readStates reads the lines of a watch and returns the last state.
 func readStates(r io.Reader, seen func(api.Request)) (last api.Request, err error) {
@@ -80,12 +81,12 @@ func readStates(r io.Reader, seen func(api.Request)) (last api.Request, err erro
 	}
 }
 
-// await waits for the end of a request, prints it and returns its outcome as an
+// await waits until a request has ended, prints it and returns its outcome as an
 // error.
-func (a *app) await(ctx context.Context, c *client, req api.Request) error {
-	if !settled(req.Status) {
+func (a *app) await(ctx context.Context, c *client, req api.Request, ended func(api.Request) bool) error {
+	if !settled(req) || !ended(req) {
 		show := a.newProgress(req)
-		last, err := follow(ctx, c, req.ID, show.update)
+		last, err := follow(ctx, c, req.ID, ended, show.update)
 		show.close()
 		if err != nil {
 			if ctx.Err() != nil {

@@ -100,6 +100,63 @@ func TestWait(t *testing.T) {
 	}
 }
 
+// slowOwner is a backend that keeps orders to a request, and no owner obeys them
+// before the request is watched.
+type slowOwner struct {
+	whenWatched
+}
+
+func (b slowOwner) Resolve(context.Context, api.Actor, string, string, string, bool) error {
+	return nil
+}
+func (b slowOwner) Cancel(context.Context, api.Actor, string) error  { return nil }
+func (b slowOwner) Release(context.Context, api.Actor, string) error { return nil }
+
+// An order to a request that is in doubt is waited for: that it is still in doubt
+// before the owner has obeyed is not the outcome.
+func TestWaitAfterAnOrder(t *testing.T) {
+	id := apitest.RequestID(2)
+	doubt := func(s *apitest.State, attempt int, reason string) {
+		r := &s.Requests[1]
+		r.Status, r.Reason = roles.RequestInDoubt, reason
+		r.Steps = []api.Step{
+			{Name: "backup", Status: roles.StepInDoubt, Attempt: attempt, Agent: "db1"},
+			{Name: "check", Status: roles.StepInDoubt, Attempt: 1, Agent: "db1"},
+		}
+	}
+	for _, tt := range []struct {
+		args   string
+		obey   func(*apitest.State)
+		code   exitCode
+		stdout string // some of it
+	}{
+		{"resolve %s --step backup --as rerun", func(s *apitest.State) {
+			s.Requests[1].Status, s.Requests[1].Steps = roles.RequestSucceeded, nil
+		}, exitDone, "succeeded"},
+		{"resolve %s --step backup --as rerun", func(s *apitest.State) { doubt(s, 2, "") }, exitInDoubt, "in_doubt"},
+		{"resolve %s --step backup --as success", func(s *apitest.State) {
+			s.Requests[1].Steps[0].Status = roles.StepSucceeded // the other step stays in doubt
+		}, exitInDoubt, "succeeded"},
+		{"cancel %s", func(s *apitest.State) { doubt(s, 1, "cancelled by alice") }, exitInDoubt, "cancelled by alice"},
+		{"release %s", func(s *apitest.State) { doubt(s, 1, "released") }, exitInDoubt, "released"},
+	} {
+		b := apitest.New(sampleState())
+		b.Update(func(s *apitest.State) {
+			doubt(s, 1, "")
+			if strings.HasPrefix(tt.args, "release") {
+				s.Requests[1].Reason = "held"
+			}
+		})
+		var obeyed atomic.Bool
+		server := serveAPI(t, slowOwner{whenWatched{b, &obeyed, func() { b.Update(tt.obey) }}})
+		c := &cluster{b, server, clientVars(t, server)}
+		got := c.run(t, append([]string{"request"}, strings.Fields(fmt.Sprintf(tt.args, id)+" --wait")...)...)
+		if got.code != tt.code || !strings.Contains(got.stdout, tt.stdout) || !obeyed.Load() {
+			t.Errorf("%s: obeyed: %v, %+v", tt.args, obeyed.Load(), got)
+		}
+	}
+}
+
 // Interrupting a wait ends the wait and nothing else, and says how to go on.
 func TestWaitIsInterrupted(t *testing.T) {
 	ctx, interrupt := context.WithCancel(t.Context())

@@ -88,7 +88,7 @@ func (o *logsOptions) find(req api.Request) error {
 	switch {
 	case i < 0:
 		return fail(exitNotFound, "request %s has no step %q", o.id, o.step)
-	case o.attempt <= req.Steps[i].Attempt, o.follow && !settled(req.Status):
+	case o.attempt <= req.Steps[i].Attempt, o.follow && !settled(req):
 		return nil
 	case req.Steps[i].Attempt == 0:
 		return fail(exitNotFound, "step %s of request %s has no attempt %d: it has not started", o.step, o.id, o.attempt)
@@ -136,7 +136,7 @@ func (t *tails) follow(ctx context.Context) error {
 	var mu sync.Mutex // guards errs
 	var errs []error
 	live, endLive := context.WithCancel(ctx)
-	last, err := follow(ctx, t.c, t.opts.id, func(req api.Request) {
+	last, err := follow(ctx, t.c, t.opts.id, settled, func(req api.Request) {
 		for _, at := range t.fresh(req) {
 			c := *t.c // a client serves one goroutine
 			wg.Go(func() {

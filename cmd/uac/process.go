@@ -207,7 +207,7 @@ func runProcessRun(ctx context.Context, a *app, opts runOptions) error {
 	if !opts.wait {
 		return printRequest(a, req, time.Now())
 	}
-	return a.await(ctx, c, req)
+	return a.await(ctx, c, req, settled)
 }
 
 func newProcessDeleteCommand(a *app) *cobra.Command {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -126,7 +127,7 @@ func runRequestShow(ctx context.Context, a *app, id string, wait bool) error {
 		return err
 	}
 	if wait {
-		return a.await(ctx, c, req)
+		return a.await(ctx, c, req, settled)
 	}
 	return printRequest(a, req, time.Now())
 }
@@ -136,6 +137,24 @@ type commandOptions struct {
 	id, verb, why string
 	body          any
 	wait, once    bool
+	// obeyed reports by a request before the command and now whether its owner has
+	// obeyed. It is asked while the request is in doubt.
+	obeyed func(before, now api.Request) bool
+}
+
+// obeyPatience is how long --wait leaves the owner of a request to obey: longer
+// than a fail-over. A command that fits the request no more, because another one
+// was faster, is never obeyed.
+const obeyPatience = 30 * time.Second
+
+// ended returns what --wait waits for. A command is answered when it is kept and
+// not when it is obeyed, so the request may rest in doubt as before for a moment,
+// which is not the outcome of the command.
+func (o *commandOptions) ended(before api.Request) func(api.Request) bool {
+	end := time.Now().Add(obeyPatience)
+	return func(now api.Request) bool {
+		return now.Status.Final() || o.obeyed(before, now) || time.Now().After(end)
+	}
 }
 
 func runRequestCommand(ctx context.Context, a *app, opts commandOptions) error {
@@ -143,7 +162,12 @@ func runRequestCommand(ctx context.Context, a *app, opts commandOptions) error {
 	if err != nil {
 		return err
 	}
-	var req api.Request
+	var before, req api.Request
+	if opts.wait {
+		if err := c.get(ctx, pathOf("requests", opts.id), nil, &before); err != nil {
+			return err
+		}
+	}
 	err = c.send(ctx, call{
 		method: http.MethodPost, path: pathOf("requests", opts.id, opts.verb), query: because(opts.why),
 		body: opts.body, once: opts.once,
@@ -152,13 +176,14 @@ func runRequestCommand(ctx context.Context, a *app, opts commandOptions) error {
 		return err
 	}
 	if opts.wait {
-		return a.await(ctx, c, req)
+		return a.await(ctx, c, req, opts.ended(before))
 	}
 	return printRequest(a, req, time.Now())
 }
 
 func newRequestCancelCommand(a *app) *cobra.Command {
-	opts := commandOptions{verb: "cancel"}
+	// Who cancelled it is its reason; of one that is held, that it is held.
+	opts := commandOptions{verb: "cancel", obeyed: func(_, now api.Request) bool { return now.Reason != "" }}
 	cmd := &cobra.Command{
 		Use:   "cancel REQUEST",
 		Short: "Cancel a request",
@@ -179,7 +204,8 @@ request.`,
 }
 
 func newRequestReleaseCommand(a *app) *cobra.Command {
-	opts := commandOptions{verb: "release"}
+	// That it is held is its reason.
+	opts := commandOptions{verb: "release", obeyed: func(before, now api.Request) bool { return now.Reason != before.Reason }}
 	cmd := &cobra.Command{
 		Use:   "release REQUEST",
 		Short: "Let a held request go on",
@@ -205,6 +231,18 @@ type resolution struct {
 	Force bool   `json:"force,omitempty"`
 }
 
+// obeyed reports whether the step was decided. One that is run again may be in
+// doubt again, in another attempt.
+func (r resolution) obeyed(before, now api.Request) bool {
+	return !slices.ContainsFunc(now.Steps, func(s api.Step) bool {
+		if s.Name != r.Step {
+			return false
+		}
+		i := slices.IndexFunc(before.Steps, func(s api.Step) bool { return s.Name == r.Step })
+		return i >= 0 && s.Attempt == before.Steps[i].Attempt && (s.Status == roles.StepInDoubt || s.Status == before.Steps[i].Status)
+	})
+}
+
 var resolutions = []string{"success", "failed", "rerun"}
 
 func newRequestResolveCommand(a *app) *cobra.Command {
@@ -227,7 +265,7 @@ its agent comes back, the attempt is ended.`,
 			if as.Step == "" || as.As == "" {
 				return usageError("both --step and --as must be given")
 			}
-			opts.id, opts.body = args[0], as
+			opts.id, opts.body, opts.obeyed = args[0], as, as.obeyed
 			return runRequestCommand(cmd.Context(), a, opts)
 		},
 	}
