@@ -433,7 +433,7 @@ type problem struct {
 	Errors []struct {
 		Message  string `json:"message"`
 		Location string `json:"location"`
-	} `json:"errors"`
+	} `json:"errors,omitempty"`
 }
 
 func (p *problem) Error() string {

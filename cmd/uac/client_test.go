@@ -20,6 +20,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
+
+	"uac/roles"
+	"uac/roles/controller/api"
 )
 
 // fakeServer answers like a controller, over TLS.
@@ -332,6 +335,35 @@ func TestClientWriteThatNobodyAnswers(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+}
+
+// A watch among the servers is passed over; if there is nothing else, it is said
+// what it is.
+func TestClientAsksAWatch(t *testing.T) {
+	self := func() api.Self { return api.Self{Node: api.Node{Name: "w1", Role: roles.RoleWatch}} }
+	watch := fakeServer(t, noController(roles.RoleWatch, api.NewProbes(self, nil)).ServeHTTP)
+	c := newCluster(t, sampleState())
+	c.vars = clientVars(t, watch, c.server)
+	for _, args := range [][]string{{"node", "list"}, {"token", "create", "--role", "agent"}} {
+		if got := c.run(t, args...); got.code != exitDone || got.stderr != "" {
+			t.Errorf("%q: %+v", args, got)
+		}
+	}
+	alone := testClient(t, watch, watch.URL)
+	want := "no server could answer: " + watch.URL + ": this node is a watch and no controller: it does not serve the API"
+	for _, method := range []string{http.MethodGet, http.MethodPost} {
+		err := alone.send(t.Context(), call{method: method, path: "/v1/nodes"}, nil)
+		if err == nil || err.Error() != want || codeOf(err) != exitUnreachable {
+			t.Errorf("%s: got code %d, %v", method, codeOf(err), err)
+		}
+	}
+	resp, err := alone.http.Get(watch.URL + "/healthz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := resp.Body.Close(); err != nil || resp.StatusCode != http.StatusOK {
+		t.Errorf("a probe: %s, %v", resp.Status, err)
 	}
 }
 

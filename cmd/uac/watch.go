@@ -3,7 +3,11 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"net/http"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -74,7 +78,7 @@ func runWatch(ctx context.Context, d daemonDeps) error {
 	g.Go(func() error { return node.links.Run(below) })
 	g.Go(func() error { return serveGRPC(below, node.links.Class(wire.ClassMember), members) })
 	g.Go(func() error {
-		return api.Serve(below, tls.NewListener(apiListener, apiTLS), api.NewProbes(self, metrics), d.log)
+		return api.Serve(below, tls.NewListener(apiListener, apiTLS), noController(cfg.Node.Role, api.NewProbes(self, metrics)), d.log)
 	})
 	g.Go(func() error { return node.member.Run(below) })
 	g.Go(func() error {
@@ -101,4 +105,27 @@ func runWatch(ctx context.Context, d daemonDeps) error {
 		return w.Run(eitherDone(ctx, below))
 	})
 	return end.after(memberError(g.Wait()))
+}
+
+// noController adds to what a node of another role serves an answer to calls of
+// the API: that they are for another server. To a client with several servers a
+// 404 would be the cluster's answer.
+func noController(role roles.Role, rest http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasPrefix(r.URL.Path, "/v1/") {
+			rest.ServeHTTP(w, r)
+			return
+		}
+		body, err := json.Marshal(problem{
+			Type: api.ProblemNotReady, Title: http.StatusText(http.StatusServiceUnavailable), Status: http.StatusServiceUnavailable,
+			Detail: fmt.Sprintf("this node is a %s and no controller: it does not serve the API", role),
+		})
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/problem+json")
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = w.Write(body) // nobody is left to be told
+	})
 }
