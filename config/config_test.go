@@ -501,19 +501,6 @@ func TestSample(t *testing.T) {
 	}
 }
 
-func TestNearest(t *testing.T) {
-	for _, tt := range []struct {
-		word string
-		want string
-	}{
-		{"silence", ""}, {"silence_timeuot", "silence_timeout"}, {"lese", "lease"}, {"", ""}, {"x", ""},
-	} {
-		if got := Nearest(tt.word, []string{"silence_timeout", "stall_timeout", "lease"}); got != tt.want {
-			t.Errorf("Nearest(%q) = %q, want %q", tt.word, got, tt.want)
-		}
-	}
-}
-
 // No input makes the reader panic, and what is accepted is valid.
 func FuzzFile(f *testing.F) {
 	f.Add(Sample())

@@ -152,7 +152,7 @@ func (r *reader) environment(environ []string) {
 		}
 		for _, section := range r.sections() {
 			if strings.HasPrefix(name, envName(section)+"_") {
-				r.problems = append(r.problems, Problem{Origin: at, Message: "names no setting" + didYouMean(name, names)})
+				r.problems = append(r.problems, Problem{Origin: at, Message: "names no setting" + roles.DidYouMean(roles.Nearest(name, names))})
 			}
 		}
 	}

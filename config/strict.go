@@ -17,6 +17,8 @@ import (
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
+
+	"uac/roles"
 )
 
 // maxFile bounds a configuration file in bytes: no real one comes near it, and
@@ -258,7 +260,7 @@ func (r *reader) unknown(key string, at Origin) {
 			sameName = append(sameName, k)
 		}
 	}
-	near := Nearest(key, siblings)
+	near := roles.Nearest(key, siblings)
 	if near == "" && len(sameName) > 0 {
 		near = sameName[0]
 	}
@@ -266,7 +268,7 @@ func (r *reader) unknown(key string, at Origin) {
 		r.add(quoteKey(key), at, "there is no such key")
 		return
 	}
-	r.add(quoteKey(key), at, "there is no such key; did you mean %s?", near)
+	r.add(quoteKey(key), at, "there is no such key%s", roles.DidYouMean(near))
 	r.suspect[near] = true
 }
 
@@ -506,7 +508,7 @@ func scalar(text string, as rules) (reflect.Value, error) {
 		v.SetInt(i)
 	case as.typ.Kind() == reflect.String:
 		if len(as.oneof) > 0 && !slices.Contains(as.oneof, text) {
-			return v, fmt.Errorf("%s is not one of %s%s", quoted(text), strings.Join(as.oneof, ", "), didYouMean(text, as.oneof))
+			return v, fmt.Errorf("%s is not one of %s%s", quoted(text), strings.Join(as.oneof, ", "), roles.DidYouMean(roles.Nearest(text, as.oneof)))
 		}
 		v.SetString(text)
 	default:

@@ -195,7 +195,7 @@ func (c *Config) validateCluster(v *checks) {
 // oneOf repeats what the reader checks, for settings that were not read.
 func oneOf(v *checks, key, value string, allowed ...string) {
 	if !slices.Contains(allowed, value) {
-		v.bad(key, "%s is not one of %s%s", quoted(value), strings.Join(allowed, ", "), didYouMean(value, allowed))
+		v.bad(key, "%s is not one of %s%s", quoted(value), strings.Join(allowed, ", "), roles.DidYouMean(roles.Nearest(value, allowed)))
 	}
 }
 

@@ -326,11 +326,11 @@ func (d *decoder) object(n *yaml.Node, path string, fields map[string]setter) {
 	d.pairs(n, path, func(key, value *yaml.Node, at string) {
 		set, ok := fields[key.Value]
 		if !ok {
-			meant := nearest(key.Value, slices.Sorted(maps.Keys(fields)))
+			meant := Nearest(key.Value, slices.Sorted(maps.Keys(fields)))
 			if meant != "" {
 				d.excused[join(path, meant)] = true
 			}
-			d.atf(key, path, "unknown field %s%s", quote(key.Value), didYouMean(meant))
+			d.atf(key, path, "unknown field %s%s", quote(key.Value), DidYouMean(meant))
 			return
 		}
 		set(value, at)

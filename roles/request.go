@@ -81,7 +81,7 @@ func NewRequest(p *Process, o RequestOptions) (*Request, error) {
 	for _, name := range slices.Sorted(maps.Keys(o.Params)) {
 		total += len(o.Params[name])
 		if !slices.Contains(known, name) {
-			addf("", "there is no parameter %s%s", quote(name), didYouMean(nearest(name, known)))
+			addf("", "there is no parameter %s%s", quote(name), DidYouMean(Nearest(name, known)))
 		} else if err := checkValue(o.Params[name]); err != nil {
 			addf("params."+name, "%v", err)
 		}

@@ -43,7 +43,7 @@ func TestNewRequestRefuses(t *testing.T) {
 	}{
 		{"missing", RequestOptions{ID: testID}, "process deploy-web: params.version: is required"},
 		{"empty", with(func(o *RequestOptions) { o.Params["version"] = "" }), "process deploy-web: params.version: is required"},
-		{"unknown", with(func(o *RequestOptions) { o.Params["vresion"] = "1" }), `process deploy-web: there is no parameter "vresion" (did you mean version?)`},
+		{"unknown", with(func(o *RequestOptions) { o.Params["vresion"] = "1" }), `process deploy-web: there is no parameter "vresion"; did you mean version?`},
 		{
 			"all of it", RequestOptions{ID: testID, Params: map[string]string{"a": "", "b": ""}},
 			"process deploy-web: params.version: is required\n" +
@@ -222,7 +222,7 @@ func TestValidateTellsWhere(t *testing.T) {
 	p.Steps[2].Needs = []string{"swich"}
 	err := p.Validate()
 	const want = "process deploy-web: steps[switch].timeout: -1ns must not be negative\n" +
-		`process deploy-web: steps[rollback].needs[0]: there is no step "swich" (did you mean switch?)`
+		`process deploy-web: steps[rollback].needs[0]: there is no step "swich"; did you mean switch?`
 	if err == nil || err.Error() != want {
 		t.Errorf("got:\n%v\nwant:\n%s", err, want)
 	}

@@ -120,7 +120,7 @@ func (v *validator) needs(i int, index map[string]int, names []string) []int {
 		case !ok:
 			hint := ""
 			if v.hints++; v.hints < maxProblems { // comparing all with all is slow, and nobody reads on
-				hint = didYouMean(nearest(need, names))
+				hint = DidYouMean(Nearest(need, names))
 			}
 			v.addf(at, "there is no step %s%s", quote(need), hint)
 		default:
@@ -144,7 +144,7 @@ func (v *validator) step(i int) {
 		}
 	default:
 		v.addf(at+".on", "%s must be success, failure or always%s", quote(string(s.On)),
-			didYouMean(nearest(string(s.On), []string{string(OnSuccess), string(OnFailure), string(OnAlways)})))
+			DidYouMean(Nearest(string(s.On), []string{string(OnSuccess), string(OnFailure), string(OnAlways)})))
 	}
 	v.selector(at+".agent", s.Agent)
 	switch {
@@ -269,51 +269,4 @@ func cycles(edges [][]int) [][]int {
 		}
 	}
 	return found
-}
-
-// nearest returns the first of words that s is most likely a misspelling of, or
-// nothing.
-func nearest(s string, words []string) string {
-	best, distance := "", 3
-	for _, w := range words {
-		if d := editDistance(strings.ToLower(s), strings.ToLower(w)); d < distance && d <= len(w)/2 {
-			best, distance = w, d
-		}
-	}
-	return best
-}
-
-func didYouMean(word string) string {
-	if word == "" {
-		return ""
-	}
-	return fmt.Sprintf(" (did you mean %s?)", word)
-}
-
-// editDistance returns the number of letters inserted, removed, replaced or swapped
-// with their neighbour between a and b. It gives up, with a large number, when the
-// lengths alone say that it is large.
-func editDistance(a, b string) int {
-	if len(a)-len(b) > 3 || len(b)-len(a) > 3 {
-		return 100
-	}
-	before, last, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		before, last, row = last, row, before
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			row[j+1] = min(last[j]+cost, last[j+1]+1, row[j]+1)
-			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
-				row[j+1] = min(row[j+1], before[j-1]+1)
-			}
-		}
-	}
-	return row[len(b)]
 }

@@ -93,7 +93,7 @@ func TestApplyRefuses(t *testing.T) {
 		want  []string // lines, after DIR/ is taken away
 	}{
 		{"unknown field", map[string]string{"a.yaml": good, "b.yaml": good + "---\nkind: Process\nname: bad\nstep: []\nsteps:\n  - {name: s, agent: {name: a1}, run: x, rum: y}\n"},
-			[]string{`b.yaml:11:1: unknown field "step" (did you mean steps?)`, `b.yaml:13:42: steps[s]: unknown field "rum" (did you mean run?)`}},
+			[]string{`b.yaml:11:1: unknown field "step"; did you mean steps?`, `b.yaml:13:42: steps[s]: unknown field "rum"; did you mean run?`}},
 		{"twice", map[string]string{"a.yaml": good, "b.yaml": "# again\n" + good}, []string{"b.yaml:2: Process good is in a.yaml:1 already"}},
 		{"cycle", map[string]string{"a.yaml": strings.Replace(good, "    run:", "    needs: [s]\n    run:", 1)},
 			[]string{"a.yaml:6:12: steps[s].needs: is a cycle: s needs s"}},

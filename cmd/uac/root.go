@@ -8,7 +8,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"uac/config"
 	"uac/roles"
 )
 
@@ -149,7 +148,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	}
 	var names []string
 	cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
-	near := config.Nearest(unknown.GetSpecifiedName(), names)
+	near := roles.Nearest(unknown.GetSpecifiedName(), names)
 	hint := "; see " + cmd.CommandPath() + " --help"
 	if near != "" && len(unknown.GetSpecifiedName()) > 1 {
 		hint = "; did you mean --" + near + "?"
