@@ -58,8 +58,9 @@ func (a *app) addClientFlags(noun *cobra.Command) {
 	fs.StringVar(&f.cacert, "cacert", "", "`FILE` with the authority of the API's certificate (UAC_CACERT)")
 }
 
-// settings reads the client's settings.
-func (f *clientFlags) settings(e *env) (config.Client, error) {
+// settings reads the client's settings. exposed is the file of the token if
+// others may read it, else "".
+func (f *clientFlags) settings(e *env) (c config.Client, exposed string, err error) {
 	o := config.Options{Env: e.environ}
 	if dir := e.configHome(); dir != "" {
 		o.File = filepath.Join(dir, "uac", "client.yaml")
@@ -71,14 +72,19 @@ func (f *clientFlags) settings(e *env) (config.Client, error) {
 			o.Flags = append(o.Flags, config.Flag{Key: flag.key, Value: flag.value, Name: "--" + flag.key})
 		}
 	}
-	c, _, err := config.LoadClient(o)
+	c, origins, err := config.LoadClient(o)
 	if err != nil {
-		return c, usageError("%w", err)
+		return c, "", usageError("%w", err)
 	}
 	if len(c.Server) == 0 {
-		return c, usageError("no cluster to talk to: set --server, UAC_SERVER or server in %s", cmp.Or(o.File, "client.yaml"))
+		return c, "", usageError("no cluster to talk to: set --server, UAC_SERVER or server in %s", cmp.Or(o.File, "client.yaml"))
 	}
-	return c, nil
+	if at := origins.Of("token"); at.Source == config.FromFile {
+		if info, err := os.Stat(at.Name); err == nil && info.Mode()&0o077 != 0 {
+			exposed = at.Name
+		}
+	}
+	return c, exposed, nil
 }
 
 // configHome returns the directory of the user's settings, or "".
@@ -109,11 +115,16 @@ type client struct {
 	revision int64 // of the newest write seen; later reads wait for it
 }
 
-// newClient returns a client with the user's settings.
+// newClient returns a client with the user's settings, and warns if others can
+// read its token.
 func (a *app) newClient() (*client, error) {
-	c, err := a.cluster.settings(&a.env)
+	c, exposed, err := a.cluster.settings(&a.env)
 	if err != nil {
 		return nil, err
+	}
+	if exposed != "" && !a.warned {
+		a.warned = true
+		fmt.Fprintf(a.stderr, "%s %s holds a token and others can read it: chmod 600 %[2]s\n", a.paint(a.stderr).apply(yellow, "warning:"), exposed)
 	}
 	var roots *x509.CertPool // nil: the system's
 	if c.CACert != "" {

@@ -439,6 +439,44 @@ func TestClientSettings(t *testing.T) {
 	}
 }
 
+// A token in a file that others can read is warned about once, but not where a
+// shell completes.
+func TestClientTokenForAll(t *testing.T) {
+	c := newCluster(t, sampleState())
+	home := t.TempDir()
+	file := filepath.Join(home, "uac", "client.yaml")
+	if err := os.Mkdir(filepath.Dir(file), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	withoutToken := slices.DeleteFunc(slices.Clone(c.vars), func(v string) bool { return strings.HasPrefix(v, "UAC_TOKEN=") })
+	warning := "warning: " + file + " holds a token and others can read it: chmod 600 " + file + "\n"
+	for _, tt := range []struct {
+		text   string
+		mode   os.FileMode
+		vars   []string
+		args   string
+		stderr string
+	}{
+		{"token: admin\n", 0o644, withoutToken, "node switchover", warning},
+		{"token: admin\n", 0o640, withoutToken, "node list", warning},
+		{"token: admin\n", 0o600, withoutToken, "node list", ""},
+		{"token: other\n", 0o644, c.vars, "node list", ""}, // not the one in use
+		{"server: other\n", 0o644, c.vars, "node list", ""},
+		{"token: admin\n", 0o644, withoutToken, "__completeNoDesc node show c", "Completion ended with directive: ShellCompDirectiveNoFileComp\n"},
+	} {
+		if err := os.WriteFile(file, []byte(tt.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(file, tt.mode); err != nil {
+			t.Fatal(err)
+		}
+		got := execute(t, nil, append(slices.Clone(tt.vars), "XDG_CONFIG_HOME="+home), strings.Fields(tt.args)...)
+		if got.code != exitDone || got.stderr != tt.stderr || got.stdout == "" {
+			t.Errorf("%q with mode %o, %s: %+v", tt.text, tt.mode, tt.args, got)
+		}
+	}
+}
+
 // The flags of the client may stand before and after the verb.
 func TestClientFlags(t *testing.T) {
 	for _, line := range []string{

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -248,6 +249,38 @@ func TestDaemon(t *testing.T) {
 		r := execute(t, roots(tt.err), nil, "--role=controller", "--config", file)
 		if r.code != tt.want || !strings.Contains(r.stderr, "controller c1: "+tt.err.Error()) {
 			t.Errorf("%v: %+v", tt.err, r)
+		}
+	}
+}
+
+// A number of members that gives no safety for its last one is allowed; who
+// starts a member of such a cluster is told once, and why.
+func TestDaemonWarnsOfAnEvenNumberOfMembers(t *testing.T) {
+	roots := map[roles.Role]daemon{
+		roles.RoleController: func(context.Context, daemonDeps) error { return nil },
+		roles.RoleWatch:      func(context.Context, daemonDeps) error { return nil },
+	}
+	for members, want := range map[int]string{
+		1: "", 2: "2 members survive the loss of no more nodes than 1 do", 3: "", 4: "4 members survive the loss of no more nodes than 3 do",
+	} {
+		text := "log: {format: json}\nmembers:\n- {name: m1, role: controller, address: h1}\n"
+		for i := 2; i <= members; i++ {
+			text += fmt.Sprintf("- {name: m%[1]d, role: watch, address: h%[1]d}\n", i)
+		}
+		file := configFile(t, text)
+		for _, as := range [][]string{{"--role=controller", "--name=m1"}, {"--role=watch", "--name=m2"}} {
+			if as[1] == "--name=m2" && members < 2 {
+				continue
+			}
+			r := execute(t, roots, nil, append(as, "--config", file)...)
+			warnings := strings.Count(r.stderr, `"WARN"`)
+			if r.code != exitDone || warnings != min(len(want), 1) || !strings.Contains(r.stderr, want) {
+				t.Errorf("%d members, %s: %+v", members, as[0], r)
+			}
+			check := execute(t, nil, nil, append([]string{"config", "check", "--config", file}, as...)...)
+			if warnings := strings.Count(check.stderr, "warning:"); check.code != exitDone || warnings != min(len(want), 1) || !strings.Contains(check.stderr, want) {
+				t.Errorf("%d members, check of %s: %+v", members, as[0], check)
+			}
 		}
 	}
 }

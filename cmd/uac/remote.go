@@ -173,6 +173,7 @@ func (a *app) complete(most int, names func(context.Context, *client) ([]cobra.C
 		if len(args) >= most {
 			return nil, nothing
 		}
+		a.warned = true // a shell would show it in the middle of a line
 		c, err := a.newClient()
 		if err != nil {
 			return nil, nothing

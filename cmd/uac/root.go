@@ -17,6 +17,7 @@ type app struct {
 	env
 	output  format
 	cluster clientFlags
+	warned  bool // that others can read the token
 }
 
 // newRootCommand builds the whole command line.
