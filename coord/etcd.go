@@ -196,6 +196,17 @@ func (e *etcd) handOver(ctx context.Context, to string) {
 
 func (e *etcd) ready() <-chan struct{} { return e.server.Server.ReadyNotify() }
 
+// published reports whether the server has made itself known through raft: it has
+// applied what its log held at its start.
+func (e *etcd) published() bool {
+	select {
+	case <-e.ready():
+		return true
+	default:
+		return false
+	}
+}
+
 // failed closes when the server stopped by itself, because the member was removed
 // from the cluster.
 func (e *etcd) failed() <-chan struct{} { return e.server.Server.StopNotify() }

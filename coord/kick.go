@@ -33,11 +33,13 @@ func kickAt(turn int) time.Duration { return kickAfter<<turn - kickAfter }
 // can lose if its log is shorter, then the next one's turn comes. A wrong call
 // costs no more than the election that raft would hold by itself.
 //
+// A server that has just started takes no part, see firstElection.
+//
 // If the first turn is ours, the election has begun when electInsteadOf returns.
 // The caller runs rest, which returns when a leader stands or all turns are over.
 func (m *Member) electInsteadOf(ctx context.Context, dead string) (rest func()) {
 	e := m.serving()
-	if e == nil || !m.leaderless(e, dead) || !m.electing.CompareAndSwap(false, true) {
+	if e == nil || !e.published() || !m.leaderless(e, dead) || !m.electing.CompareAndSwap(false, true) {
 		return func() {}
 	}
 	line := m.line(dead)
@@ -75,9 +77,12 @@ func (m *Member) electInsteadOf(ctx context.Context, dead string) (rest func()) 
 	}
 }
 
-// firstElection makes raft elect a leader soon after a start, instead of after its
+// firstElection makes raft elect its very first leader soon, instead of after its
 // own timeout: the first of those that are connected calls for it until there is
 // one. Should the others have a leader, they ignore the call.
+//
+// A later start must wait for the timeout: while a server applies what its log
+// held, raft panics when it is told to campaign.
 func (m *Member) firstElection(ctx context.Context, e *etcd) error {
 	for wait := kickAfter; e.leader() == ""; wait *= 2 {
 		if err := pause(ctx, wait); err != nil {

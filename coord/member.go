@@ -192,6 +192,7 @@ var errRemoved = fmt.Errorf("%w: the others have removed it from the cluster, or
 func (m *Member) serveOnce(ctx context.Context) error {
 	m.wait("etcd to start")
 	order := m.aloneOrder()
+	first := m.isFirstStart()
 	e, err := m.startServer(ctx, order != nil)
 	if err != nil {
 		return err
@@ -212,7 +213,9 @@ func (m *Member) serveOnce(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.view.run(gctx, e.client) })
 	g.Go(func() error { return m.watchQuorum(gctx, e) })
-	g.Go(func() error { return m.firstElection(gctx, e) })
+	if first {
+		g.Go(func() error { return m.firstElection(gctx, e) })
+	}
 	g.Go(func() error { return m.tellMesh(gctx) })
 	g.Go(func() error { return m.disarm(gctx, e) })
 	g.Go(func() error {

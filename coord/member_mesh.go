@@ -259,6 +259,13 @@ func (m *Member) setOrigin(o originRecord) error {
 	return nil
 }
 
+// isFirstStart reports whether etcd has never run on this member's data.
+func (m *Member) isFirstStart() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return !m.origin.Started
+}
+
 // noteStart remembers that etcd has data: without it, this member has forgotten
 // how it voted.
 func (m *Member) noteStart() error {
