@@ -19,8 +19,9 @@ import (
 
 // Errors of [Member.ContinueAlone].
 var (
-	// ErrHasQuorum is returned while a majority of the members works.
-	ErrHasQuorum = errors.New("the cluster has a majority")
+	// ErrHasQuorum is returned while a majority of the members works, or may
+	// come back at any moment.
+	ErrHasQuorum = errors.New("not without a majority for long enough")
 	// ErrNotAllNamed is returned when the order does not name exactly the other
 	// members, or one of them is reachable.
 	ErrNotAllNamed = errors.New("the lost members are not named correctly")
@@ -87,7 +88,7 @@ func (m *Member) ContinueAlone(o AloneOrder) error {
 		if lost == 0 {
 			return ErrHasQuorum
 		}
-		return fmt.Errorf("%w until %v ago; this is possible after %v without one",
+		return fmt.Errorf("%w: it was lost %v ago, and this is possible %v after that",
 			ErrHasQuorum, lost.Round(time.Second), m.cfg.AloneAfter)
 	}
 	var others []string

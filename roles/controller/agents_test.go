@@ -3,6 +3,7 @@ package controller
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -178,9 +179,22 @@ func TestChoice(t *testing.T) {
 		c1.settle()
 		if got, _ := c1.GetRequest(t.Context(), r.ID); stepOf(got, "one").Status != roles.StepReady {
 			t.Errorf("the step is %+v, want it ready", stepOf(got, "one"))
+		} else if want := "waits for an agent that matches"; !strings.Contains(stepOf(got, "one").Reason, want) {
+			t.Errorf("the reason is %q, want %q", stepOf(got, "one").Reason, want)
 		}
 		a.connect(c1)
-		a.start()
+		s := a.start()
+		a.report(s.GetRequest(), "one", 1, wire.State_EXITED, &wire.End{Code: 143, Signal: 15, Stopped: wire.Stop_TIMED_OUT})
+		if got := stepOf(c1.awaitStatus(r.ID, roles.RequestFailed), "one"); !strings.Contains(got.Reason, "timeout") {
+			t.Errorf("a step that took too long says %q", got.Reason)
+		}
+	})
+	t.Run("somebody is connected", func(t *testing.T) {
+		w.agent(c1, "n3", nil)
+		c1.apply(process("present", step("one", "n3")))
+		if got := stepOf(c1.accept("present"), "one"); got.Reason != "" {
+			t.Errorf("a step that is about to be sent says %q", got.Reason)
+		}
 	})
 }
 

@@ -106,10 +106,13 @@ func (c *Controller) SuspendAgent(ctx context.Context, a api.Actor, name string,
 			return api.Agent{}, err
 		}
 		rec.Suspended = suspended
+		kind := "agent.resumed"
+		if suspended {
+			kind = "agent.suspended"
+		}
 		res, err := s.Commit(ctx, coord.Tx{
-			If: []coord.Cond{coord.ModIs(kv.Key, kv.Mod)},
-			Then: []coord.Write{coord.Put(kv.Key, encode(rec)),
-				c.audit(a, "agent.suspended", name, map[string]string{"suspended": fmt.Sprint(suspended)})},
+			If:   []coord.Cond{coord.ModIs(kv.Key, kv.Mod)},
+			Then: []coord.Write{coord.Put(kv.Key, encode(rec)), c.audit(a, kind, name, nil)},
 		})
 		if err != nil {
 			return api.Agent{}, unavailable(err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"uac/coord"
 	"uac/roles"
@@ -232,11 +233,28 @@ func view(snap coord.Snapshot, state roles.State, claim claimRecord, fence roles
 			Needs: st.Needs, On: st.On, Reason: st.Reason, Unreachable: st.Unreachable,
 			StartedAt: st.StartedAt, FinishedAt: st.FinishedAt,
 		}
-		if r.Steps[i].Reason == "" && st.Status == roles.StepReady && !st.BackingOff && !v.Status.Final() {
-			r.Steps[i].Reason = "waits for an agent that matches " + state.Def(i).Agent.String()
+		def := state.Def(i)
+		switch ready := st.Status == roles.StepReady && !st.BackingOff && !v.Status.Final(); {
+		case st.Reason != "":
+		case st.TimedOut:
+			r.Steps[i].Reason = "stopped after its timeout of " + time.Duration(def.Timeout).String()
+		case ready && !agentThere(snap, def.Agent):
+			r.Steps[i].Reason = "waits for an agent that matches " + def.Agent.String()
 		}
 	}
 	return r
+}
+
+// agentThere reports whether an agent that matches is connected and may get a
+// step: one that is ready is then about to be sent.
+func agentThere(snap coord.Snapshot, sel roles.Selector) bool {
+	for kv := range snap.Range(prefixAgents) {
+		rec, err := decode[agentRecord](kv)
+		if err == nil && !rec.Suspended && sel.Matches(rec.Name, rec.Labels) && agentView(snap, rec).Connected {
+			return true
+		}
+	}
+	return false
 }
 
 // ListRequests lists requests, the newest first.
