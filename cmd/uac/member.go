@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -86,7 +87,7 @@ func newMember(ctx context.Context, d daemonDeps, store *pki.Store, classes ...w
 	cc := coord.DefaultConfig()
 	cc.Name, cc.Role, cc.Cluster = cfg.Node.Name, coord.Role(cfg.Node.Role), cfg.Cluster.Name
 	cc.DataDir = filepath.Join(cfg.Node.DataDir, "coord")
-	cc.RaftListen = cfg.Listen.Raft
+	cc.RaftListen = withHost(cfg.Listen.Raft)
 	for _, m := range cfg.Members {
 		cc.Peers = append(cc.Peers, coord.Peer{Name: m.Name, Role: coord.Role(m.Role), Raft: m.RaftAddr(), Link: m.LinkAddr()})
 	}
@@ -132,6 +133,15 @@ func memberError(err error) error {
 		return usageError("%w", err)
 	}
 	return err
+}
+
+// withHost names all interfaces in an address without a host, as the store wants
+// it. Go takes 0.0.0.0 for IPv6, too, where there is any.
+func withHost(addr string) string {
+	if strings.HasPrefix(addr, ":") {
+		return "0.0.0.0" + addr
+	}
+	return addr
 }
 
 // whereAmI returns the host name and an address of this node, for people.

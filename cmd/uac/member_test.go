@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"uac/config"
+	"uac/roles"
+	"uac/roles/wire/pki"
+)
+
+// A member binds all interfaces where the settings name no host, as they do by
+// default.
+func TestMemberBindsAllInterfaces(t *testing.T) {
+	cas, dir := t.TempDir(), filepath.Join(t.TempDir(), "c1")
+	if err := pki.Init(pki.InitOptions{Dir: cas, RootDir: t.TempDir(), Cluster: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	ip := loopback(t)
+	if err := openCAs(t, cas).IssueNode(dir, pki.NodeSpec{Role: roles.RoleController, Name: "c1", Hosts: []string{ip}}); err != nil {
+		t.Fatal(err)
+	}
+	ports := make([]string, 3) // of the API, raft and links
+	taken := make([]net.Listener, len(ports))
+	for i := range ports {
+		var err error
+		if taken[i], err = net.Listen("tcp", ":0"); err != nil {
+			t.Fatal(err)
+		}
+		ports[i] = fmt.Sprint(taken[i].Addr().(*net.TCPAddr).Port)
+	}
+	for _, ln := range taken { // not before all are chosen, or two might be the same
+		if err := ln.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cfg := config.Default()
+	cfg.Node = config.Node{Role: roles.RoleController, Name: "c1", DataDir: t.TempDir(), Advertise: ip}
+	cfg.PKI.Dir, cfg.Cluster.Name = dir, "test"
+	cfg.Members = []config.Member{{Name: "c1", Role: roles.RoleController, Raft: ip + ":" + ports[1], Link: ip + ":" + ports[2]}}
+	cfg.Listen = config.Listen{API: ":" + ports[0], Raft: ":" + ports[1], Link: ":" + ports[2]}
+
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- runController(ctx, daemonDeps{
+			cfg: cfg, build: thisBuild(), endNow: func(bool) { t.Error("ended by an order") }, log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		})
+	}()
+	defer func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	conf, err := pki.APIClient(filepath.Join(dir, "ca", "root.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: true}}
+	defer client.CloseIdleConnections()
+	poll(t, time.Now().Add(30*time.Second), "the controller is ready", func() bool {
+		select {
+		case err := <-ended:
+			ended <- err
+			t.Fatalf("the controller ended: %v", err)
+		default:
+		}
+		resp, err := client.Get("https://" + ip + ":" + ports[0] + "/readyz")
+		if err != nil {
+			return false
+		}
+		_ = resp.Body.Close() // only its status counts
+		return resp.StatusCode == http.StatusOK
+	})
+}
