@@ -91,6 +91,7 @@ type node struct {
 type worldOptions struct {
 	controllers, watches int
 	quota                int64
+	failover             coord.Failover
 	change               func(*Config)
 	firstTokens          []pki.APIToken
 }
@@ -112,6 +113,9 @@ func newWorld(t *testing.T, o worldOptions) *world {
 	w.cluster = coordtest.Start(t, coordtest.Options{Controllers: o.controllers, Watches: o.watches, Change: func(c *coord.Config) {
 		if o.quota != 0 {
 			c.QuotaBytes = o.quota
+		}
+		if o.failover != "" {
+			c.Failover = o.failover
 		}
 	}})
 	for _, name := range w.cluster.Names() {

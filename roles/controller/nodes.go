@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -126,6 +127,9 @@ func (c *Controller) Switchover(ctx context.Context, a api.Actor, to string) (st
 	}
 	for _, n := range c.member.Nodes() {
 		switch {
+		case n.Mode == coord.ModeActive && n.Silent:
+			why := cmp.Or(n.Unready, "it does not answer, and its fail-over is under way")
+			return "", fmt.Errorf("%w: %s is Active: %s", api.ErrConflict, n.Name, why)
 		case n.Mode == coord.ModeActive:
 			return c.Order(ctx, a, n.Name, verbSwitchover, map[string]string{"to": to})
 		case n.Held != nil && to != "":

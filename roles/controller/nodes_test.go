@@ -1,0 +1,49 @@
+package controller
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"uac/coord"
+	"uac/coord/coordtest"
+	"uac/roles"
+	"uac/roles/controller/api"
+)
+
+// TestLossThatWaitsForAnOperator shows a node that died under failover: confirm.
+func TestLossThatWaitsForAnOperator(t *testing.T) {
+	w := newWorld(t, worldOptions{controllers: 2, watches: 1, failover: coord.FailoverConfirm})
+	active := func(n *node) (api.Node, bool) {
+		nodes, err := n.ListNodes(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(nodes, func(n api.Node) bool { return n.Mode == roles.ModeActive })
+		if i < 0 {
+			return api.Node{}, false
+		}
+		return nodes[i], true
+	}
+	until := func(n *node, what string, cond func() bool) {
+		t.Helper()
+		coordtest.Await(t, n.member.View(), what, func(coord.Snapshot) bool { return cond() })
+	}
+	until(w.node("c1"), "an Active", func() bool { _, ok := active(w.node("c1")); return ok })
+	dead, _ := active(w.node("c1"))
+	alive := w.node(map[string]string{"c1": "c2", "c2": "c1"}[dead.Name])
+	w.kill(dead.Name)
+	until(alive, "the list says what it waits for", func() bool {
+		n, ok := active(alive)
+		return ok && n.Name == dead.Name && strings.Contains(n.Failover.Why, "uac node confirm-lost "+dead.Name)
+	})
+	if n, _ := active(alive); n.UptimeSeconds > int64(n.LastSeen.Sub(n.Started)/time.Second)+1 {
+		t.Errorf("%s died at %v and its uptime goes on: %d s since %v", n.Name, n.LastSeen, n.UptimeSeconds, n.Started)
+	}
+	_, err := alive.Switchover(t.Context(), operator, alive.cfg.Name)
+	if !errors.Is(err, api.ErrConflict) || !strings.Contains(err.Error(), "confirm-lost") {
+		t.Errorf("switchover from a node that does not answer: %v", err)
+	}
+}
