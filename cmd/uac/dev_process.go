@@ -240,12 +240,12 @@ func (s *devSupervisor) tell() error {
 	return s.cluster.save()
 }
 
-// await waits for the end of a node.
+// await waits for the end of a node. Who waits for p.done may start it again.
 func (s *devSupervisor) await(name string, p *devProcess) {
 	p.err = p.cmd.Wait()
-	close(p.done)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer close(p.done)
 	if node, err := s.cluster.node(name); err == nil && node.PID == p.cmd.Process.Pid {
 		node.PID = 0
 		if err := s.tell(); err != nil {
