@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -26,25 +27,12 @@ func TestMemberBindsAllInterfaces(t *testing.T) {
 	if err := openCAs(t, cas).IssueNode(dir, pki.NodeSpec{Role: roles.RoleController, Name: "c1", Hosts: []string{ip}}); err != nil {
 		t.Fatal(err)
 	}
-	ports := make([]string, 3) // of the API, raft and links
-	taken := make([]net.Listener, len(ports))
-	for i := range ports {
-		var err error
-		if taken[i], err = net.Listen("tcp", ":0"); err != nil {
-			t.Fatal(err)
-		}
-		ports[i] = fmt.Sprint(taken[i].Addr().(*net.TCPAddr).Port)
-	}
-	for _, ln := range taken { // not before all are chosen, or two might be the same
-		if err := ln.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	raft := lowPort(t)
 	cfg := config.Default()
 	cfg.Node = config.Node{Role: roles.RoleController, Name: "c1", DataDir: t.TempDir(), Advertise: ip}
 	cfg.PKI.Dir, cfg.Cluster.Name = dir, "test"
-	cfg.Members = []config.Member{{Name: "c1", Role: roles.RoleController, Raft: ip + ":" + ports[1], Link: ip + ":" + ports[2]}}
-	cfg.Listen = config.Listen{API: ":" + ports[0], Raft: ":" + ports[1], Link: ":" + ports[2]}
+	cfg.Members = []config.Member{{Name: "c1", Role: roles.RoleController, Raft: ip + raft, Link: ip + ":7602"}}
+	cfg.Listen = config.Listen{API: ip + ":7600", Raft: raft, Link: ip + ":7602"}
 
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -72,11 +60,28 @@ func TestMemberBindsAllInterfaces(t *testing.T) {
 			t.Fatalf("the controller ended: %v", err)
 		default:
 		}
-		resp, err := client.Get("https://" + ip + ":" + ports[0] + "/readyz")
+		resp, err := client.Get("https://" + ip + ":7600/readyz")
 		if err != nil {
 			return false
 		}
 		_ = resp.Body.Close() // only its status counts
 		return resp.StatusCode == http.StatusOK
 	})
+}
+
+// lowPort returns :PORT of a port that is free at all addresses. It is below those
+// that the kernel gives to connections, which could take it meanwhile.
+func lowPort(t *testing.T) string {
+	t.Helper()
+	for {
+		addr := fmt.Sprintf(":%d", 10_000+rand.N(20_000))
+		ln, err := net.Listen("tcp", addr)
+		if err != nil {
+			continue
+		}
+		if err := ln.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return addr
+	}
 }
