@@ -320,6 +320,8 @@ func TestCommands(t *testing.T) {
 			before := c1.everything()
 			if err := tt.give(); !isErr(err, tt.want) {
 				t.Errorf("%s: got %v, want %v", tt.name, err, tt.want)
+			} else if strings.Count(err.Error(), tt.want.Error()) > 1 {
+				t.Errorf("%s: says it twice: %v", tt.name, err)
 			}
 			if d := diff(before, c1.everything()); d != "" {
 				t.Errorf("%s changed the store:\n%s", tt.name, d)

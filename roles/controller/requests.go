@@ -383,7 +383,7 @@ func (c *Controller) tell(ctx context.Context, a api.Actor, id string, cmd comma
 	}
 	if _, _, err := roles.Next(state, cmd.event(), now()); err != nil {
 		if errors.Is(err, roles.ErrConflict) {
-			return fmt.Errorf("%w: %w", api.ErrConflict, err)
+			return fmt.Errorf("%w%s", api.ErrConflict, strings.TrimPrefix(err.Error(), roles.ErrConflict.Error())) // it says so already
 		}
 		return fmt.Errorf("%w: %w", api.ErrInvalid, err)
 	}
