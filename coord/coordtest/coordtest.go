@@ -1,5 +1,3 @@
-// Package coordtest runs real coordination members in one process, for tests:
-// real etcd servers on loopback addresses, real pulses over TCP, no TLS.
 package coordtest
 
 import (
