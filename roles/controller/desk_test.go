@@ -320,7 +320,7 @@ func TestCommands(t *testing.T) {
 			before := c1.everything()
 			if err := tt.give(); !isErr(err, tt.want) {
 				t.Errorf("%s: got %v, want %v", tt.name, err, tt.want)
-			} else if strings.Count(err.Error(), tt.want.Error()) > 1 {
+			} else if word := tt.want.Error() + ": "; strings.HasPrefix(err.Error(), word+word) {
 				t.Errorf("%s: says it twice: %v", tt.name, err)
 			}
 			if d := diff(before, c1.everything()); d != "" {
