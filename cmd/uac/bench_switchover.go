@@ -73,7 +73,7 @@ func runBenchSwitchover(ctx context.Context, a *app, opts benchOptions) error {
 }
 
 // writer writes without a break: it suspends and resumes an agent that has
-// nothing to do.
+// nothing to do, and leaves it resumed.
 type writer struct {
 	stop func()
 	done chan struct{}
@@ -92,7 +92,7 @@ func (b *bench) startWriter(ctx context.Context, agent string) (*writer, error) 
 	w := &writer{stop: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(w.done)
-		for i := 0; ctx.Err() == nil; i++ {
+		for i := 0; ctx.Err() == nil || i%2 == 1; i++ {
 			verb := []string{"suspend", "resume"}[i%2]
 			err := c.post(context.WithoutCancel(ctx), pathOf("agents", agent, verb), nil, nil)
 			w.mu.Lock()
