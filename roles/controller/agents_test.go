@@ -210,7 +210,16 @@ func TestThroughOthers(t *testing.T) {
 		name := fmt.Sprintf("a%d", n)
 		a := w.agent(c2, name, nil)
 		c1.apply(process(name, step("one", name)))
-		return a, c1.accept(name)
+		r := c1.accept(name)
+		// A real agent repeats what it said to a controller that knew of no such
+		// request yet; this one speaks when all know it.
+		for _, other := range w.all() {
+			coordtest.Await(t, other.member.View(), "the request is known", func(s coord.Snapshot) bool {
+				_, ok := s.Get(statusKey(r.ID))
+				return ok
+			})
+		}
+		return a, r
 	}
 	failing := func(call string, times int32, err error) func(from, to, call string) error {
 		var left atomic.Int32

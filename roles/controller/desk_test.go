@@ -67,7 +67,8 @@ func TestRun(t *testing.T) {
 	same(t, "the answer to the first end", &wire.Ack{Request: r.ID, Step: "one", Attempt: 1, Fence: fence}, a.ack())
 	two := a.start()
 	// The end of one step and the dispatch of the next are one write, and both
-	// were stored before anything was sent.
+	// were stored before anything was sent. The view may show it a moment later.
+	c1.awaitStep(r.ID, "two", roles.StepDispatched)
 	snap := c1.member.View().Snapshot()
 	first, _ := snap.Get(stepKey(r.ID, "one"))
 	second, _ := snap.Get(stepKey(r.ID, "two"))

@@ -31,7 +31,10 @@ func TestLossThatWaitsForAnOperator(t *testing.T) {
 		t.Helper()
 		coordtest.Await(t, n.member.View(), what, func(coord.Snapshot) bool { return cond() })
 	}
-	until(w.node("c1"), "an Active", func() bool { _, ok := active(w.node("c1")); return ok })
+	until(w.node("c1"), "an Active, and all are known", func() bool {
+		_, ok := active(w.node("c1"))
+		return ok && len(w.node("c1").member.Nodes()) == 2
+	})
 	dead, _ := active(w.node("c1"))
 	alive := w.node(map[string]string{"c1": "c2", "c2": "c1"}[dead.Name])
 	w.kill(dead.Name)

@@ -192,7 +192,7 @@ func TestPause(t *testing.T) {
 	}
 	begin := c.mark()
 	ids = c.submit("chain", 6)
-	c.started(begin, 4, "")
+	c.started(begin, 6, "first") // one that has not begun would wait for the resume
 	c.kill(active)
 	if got := c.active(); got != other {
 		t.Errorf("%s is Active", got)
