@@ -3,7 +3,9 @@ package coord_test
 import (
 	"bufio"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -125,8 +127,11 @@ func listeners(t *testing.T) []string {
 	var found []string
 	for _, name := range []string{"/proc/self/net/tcp", "/proc/self/net/tcp6"} {
 		f, err := os.Open(name)
+		if errors.Is(err, fs.ErrNotExist) && strings.HasSuffix(name, "6") {
+			continue // a kernel without IPv6
+		}
 		if err != nil {
-			t.Skipf("no %s here: %v", name, err)
+			t.Fatal(err)
 		}
 		for lines := bufio.NewScanner(f); lines.Scan(); {
 			fields := strings.Fields(lines.Text())

@@ -261,6 +261,7 @@ func pending(s State) []string {
 type store struct {
 	spec, record []byte
 	steps        map[string][]byte
+	accepted     int64 // the revision
 }
 
 func (d *store) put(t tester, s State, c Change) {
@@ -287,7 +288,7 @@ func (d *store) put(t tester, s State, c Change) {
 // check says whether what is stored is all there is to know.
 func (d *store) check(t tester, s State) {
 	t.Helper()
-	loaded, err := Load(d.spec, d.record, d.steps, s.Fence)
+	loaded, err := Load(d.spec, d.record, d.steps, s.Fence, d.accepted)
 	if err != nil {
 		t.Fatalf("what was stored does not load: %v", err)
 	}
@@ -653,7 +654,7 @@ func TestLoadRefusesWhatDoesNotBelongTogether(t *testing.T) {
 			var d store
 			d.put(t, good.s, Change{Record: true, Steps: []int{0, 1}})
 			tt.harm(&d)
-			_, err := Load(d.spec, d.record, d.steps, Fence{1, 5})
+			_, err := Load(d.spec, d.record, d.steps, Fence{1, 5}, 5)
 			if !errors.Is(err, ErrInconsistent) || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %v, want %q", err, tt.want)
 			}
@@ -770,7 +771,7 @@ func FuzzLoad(f *testing.F) {
 				steps[name] = text
 			}
 		}
-		s, err := Load(spec, record, steps, Fence{1, 5})
+		s, err := Load(spec, record, steps, Fence{1, 5}, 5)
 		if err != nil {
 			if !errors.Is(err, ErrInconsistent) {
 				t.Fatalf("error %v", err)

@@ -1,6 +1,9 @@
 package roles
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Event is something that happened to a request: one of the types below.
 type Event interface{ event() }
@@ -182,5 +185,15 @@ type Change struct {
 	Late []Report
 }
 
-// Stored reports whether there is nothing to write.
-func (c Change) Stored() bool { return !c.Record && len(c.Steps) == 0 }
+// And returns what two changes in a row say together.
+func (c Change) And(next Change) Change {
+	c.Record = c.Record || next.Record
+	for _, i := range next.Steps {
+		if !slices.Contains(c.Steps, i) {
+			c.Steps = append(c.Steps, i)
+		}
+	}
+	c.Replies = append(c.Replies, next.Replies...)
+	c.Late = append(c.Late, next.Late...)
+	return c
+}

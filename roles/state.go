@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 )
 
 // RequestStatus is how far a request is.
@@ -74,6 +75,19 @@ type Fence struct {
 	Revision   int64  `json:"revision"` // of the claim's last change
 }
 
+// AtAcceptance stands, as the revision of a fence, for the revision at which the
+// request was accepted. A request that is claimed by the transaction that accepts
+// it can be dispatched in there too, when its revision is not known yet.
+const AtAcceptance int64 = -1
+
+// known returns f with its revision in place of AtAcceptance.
+func (f Fence) known(accepted int64) Fence {
+	if f.Revision == AtAcceptance {
+		f.Revision = accepted
+	}
+	return f
+}
+
 // Compare returns -1, 0 or 1 if f is lower than, equal to or higher than g.
 func (f Fence) Compare(g Fence) int {
 	return cmp.Or(cmp.Compare(f.Generation, g.Generation), cmp.Compare(f.Revision, g.Revision))
@@ -91,7 +105,8 @@ type Dispatch struct {
 	// Journal is the one that the attempt was sent to, with the highest counter
 	// that was reported with it.
 	Journal Journal `json:"journal"`
-	// Fence is the claim under which the attempt was dispatched or last adopted.
+	// Fence is the claim under which the attempt was dispatched or last adopted. In
+	// a record its revision may be AtAcceptance.
 	Fence Fence `json:"fence"`
 }
 
@@ -181,10 +196,23 @@ func NewState(r *Request, generation uint64) (State, error) {
 	return assemble(r, Record{Status: RequestQueued, Generation: generation}, nil, Fence{})
 }
 
+// Accepted returns a state that was claimed [AtAcceptance], now that its revision is
+// known.
+func (s State) Accepted(revision int64) State {
+	s.Fence = s.Fence.known(revision)
+	s.Steps = slices.Clone(s.Steps)
+	for i, st := range s.Steps {
+		step := *st
+		step.Dispatch.Fence = st.Dispatch.Fence.known(revision)
+		s.Steps[i] = &step
+	}
+	return s
+}
+
 // Load returns the state that is stored: the encoded spec and status record, the
 // encoded records of steps by name (those that exist), and the fence of the claim,
-// all read at one revision.
-func Load(spec, record []byte, steps map[string][]byte, fence Fence) (State, error) {
+// all read at one revision; and the revision at which the request was accepted.
+func Load(spec, record []byte, steps map[string][]byte, fence Fence, accepted int64) (State, error) {
 	var r Request
 	if err := json.Unmarshal(spec, &r); err != nil {
 		return State{}, fmt.Errorf("spec: %w: %w", ErrInconsistent, err)
@@ -205,6 +233,7 @@ func Load(spec, record []byte, steps map[string][]byte, fence Fence) (State, err
 		if s.Name != name {
 			return State{}, fmt.Errorf("request %s: step %s: %w: the record names %s", r.ID, quote(name), ErrInconsistent, quote(s.Name))
 		}
+		s.Dispatch.Fence = s.Dispatch.Fence.known(accepted)
 		known[name] = s
 	}
 	return assemble(&r, rec, known, fence)

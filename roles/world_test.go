@@ -103,15 +103,36 @@ func newWorld(t *rapid.T, p *Process) *world {
 	}
 	w.status = s.Record.Status
 	w.stored.put(t, s, Change{Record: true})
+	w.revised++
+	if rapid.Bool().Draw(t, "accepted by its first owner") {
+		w.accept(s)
+		return w
+	}
+	w.stored.accepted = w.revised
 	w.takeOver()
 	return w
+}
+
+// accept claims and dispatches the request in the transaction that accepts it.
+func (w *world) accept(s State) {
+	w.stored.accepted = AtAcceptance
+	w.owner = s
+	w.happens(Claimed{Fence{Generation: w.epoch, Revision: AtAcceptance}})
+	for _, e := range Pending(w.owner) {
+		if e.Kind == EffectChooseAgent && rapid.Bool().Draw(w.t, "an agent is there") {
+			w.perform(e)
+		}
+	}
+	w.stored.accepted = w.revised
+	w.owner = w.owner.Accepted(w.revised)
+	w.happens(Claimed{w.owner.Fence})
 }
 
 // takeOver lets a new owner load the request and claim it.
 func (w *world) takeOver() {
 	w.revised++
 	fence := Fence{Generation: w.epoch, Revision: w.revised}
-	s, err := Load(w.stored.spec, w.stored.record, w.stored.steps, w.owner.Fence)
+	s, err := Load(w.stored.spec, w.stored.record, w.stored.steps, w.owner.Fence, w.stored.accepted)
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/signal"
 	"os/user"
 	"path/filepath"
 	"slices"
@@ -37,7 +38,8 @@ type launcher struct {
 }
 
 // newLauncher puts the wrapper script into dir. A wrapper that runs goes on reading
-// the file that it was started from.
+// the file that it was started from. From then on the children of this process heed
+// the signals that it was started to ignore.
 func newLauncher(dir string) (*launcher, error) {
 	path := filepath.Join(dir, "wrapper.sh")
 	if have, err := os.ReadFile(path); err != nil || !bytes.Equal(have, wrapperScript) {
@@ -45,7 +47,19 @@ func newLauncher(dir string) (*launcher, error) {
 			return nil, err
 		}
 	}
+	heedSignals()
 	return &launcher{wrapper: path, base: baseEnv()}, nil
+}
+
+// heedSignals lets children start with no signal ignored, whatever started the agent
+// (nohup, a shell's &): a shell script cannot trap what was ignored when it began.
+// Being told of a signal is as good as ignoring it, and children do not inherit it.
+func heedSignals() {
+	for sig := syscall.Signal(1); sig <= syscall.SIGSYS; sig++ {
+		if signal.Ignored(sig) {
+			signal.Notify(make(chan os.Signal, 1), sig)
+		}
+	}
 }
 
 // baseEnv is the same whatever environment the agent was started in.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -132,6 +133,15 @@ func TestWrapperTellsSignals(t *testing.T) {
 		if got := launch(t, fmt.Sprintf("kill -%d $$", sig)).code(); got != 128+int32(sig) {
 			t.Errorf("%v: %d", sig, got)
 		}
+	}
+}
+
+// An agent that was started with nohup, or in the background of a shell.
+func TestStepsHeedSignalsThatTheAgentIgnores(t *testing.T) {
+	signal.Ignore(syscall.SIGHUP, syscall.SIGUSR1)
+	w := launch(t, "trap 'echo trapped' USR1\nkill -USR1 $$\nkill -HUP $$")
+	if got := w.code(); got != 128+int32(syscall.SIGHUP) || !strings.HasPrefix(w.output(), "trapped\n") {
+		t.Errorf("status %d, output %q", got, w.output())
 	}
 }
 

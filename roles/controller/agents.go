@@ -244,19 +244,16 @@ func (d *desk) unreachable(agent string) {
 // feed tries again to find agents for the requests that lack one.
 func (d *desk) feed() {
 	for _, o := range d.starved {
-		state, change := d.choose(o, o.state)
-		if change.Stored() {
-			continue
+		if writes := d.feedOne(o, o.state, roles.Change{}); len(writes) > 0 {
+			d.store(o, writes)
 		}
-		o.state = state
-		d.store(o, records(o.id, state, change))
 	}
 }
 
 // agentFor finds the agent for a ready step: the one that the request's equal
 // selectors chose before, else one that matches, is connected and is not
 // suspended; rendezvous hashing spreads the requests over those.
-func (d *desk) agentFor(o *owned, state roles.State, eff roles.Effect) (string, roles.Journal, bool) {
+func (d *desk) agentFor(state roles.State, eff roles.Effect) (string, roles.Journal, bool) {
 	pick := eff.Agent
 	if pick == "" {
 		sel := state.Def(state.Index(eff.Step)).Agent
@@ -278,7 +275,7 @@ func (d *desk) agentFor(o *owned, state roles.State, eff roles.Effect) (string, 
 			d.askFor(sel)
 			return "", roles.Journal{}, false
 		}
-		pick = coord.Rendezvous(o.id+sel.String(), far)
+		pick = coord.Rendezvous(state.Request.ID+sel.String(), far)
 	}
 	r := d.linkTo(pick)
 	if r == nil {

@@ -210,16 +210,7 @@ func TestThroughOthers(t *testing.T) {
 		name := fmt.Sprintf("a%d", n)
 		a := w.agent(c2, name, nil)
 		c1.apply(process(name, step("one", name)))
-		r := c1.accept(name)
-		// A real agent repeats what it said to a controller that knew of no such
-		// request yet; this one speaks when all know it.
-		for _, other := range w.all() {
-			coordtest.Await(t, other.member.View(), "the request is known", func(s coord.Snapshot) bool {
-				_, ok := s.Get(statusKey(r.ID))
-				return ok
-			})
-		}
-		return a, r
+		return a, c1.accept(name)
 	}
 	failing := func(call string, times int32, err error) func(from, to, call string) error {
 		var left atomic.Int32
@@ -234,6 +225,8 @@ func TestThroughOthers(t *testing.T) {
 	t.Run("there and back", func(t *testing.T) {
 		a, r := begin(t)
 		s := a.start()
+		a.refuse(s, wire.Refusal_BUSY)
+		s = a.start()
 		a.running(s)
 		c1.awaitStep(r.ID, "one", roles.StepRunning)
 		a.exited(s, 0)

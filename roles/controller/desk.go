@@ -99,6 +99,32 @@ func (d *desk) run(ctx context.Context) error {
 // now is the time as text by this host's clock.
 func now() roles.Stamp { return roles.StampOf(time.Now()) }
 
+// accept submits the transaction that accepts a request, with its claim, and with
+// what can be dispatched at once: the first step waits for one commit, not for two.
+func (d *desk) accept(adm admission, answer func(coord.Result, error)) {
+	fence := roles.Fence{Generation: adm.state.Record.Generation, Revision: roles.AtAcceptance}
+	state, change, err := roles.Next(adm.state, roles.Claimed{Fence: fence}, now())
+	if err != nil {
+		answer(coord.Result{}, err)
+		return
+	}
+	state, more, _ := d.choose(state)
+	id := state.Request.ID
+	tx := adm.with(state, change.And(more))
+	tx.Then = append(tx.Then, coord.Put(claimKey(id), encode(claimRecord{
+		Node: d.c.cfg.Name, Epoch: d.s.Epoch(), Generation: fence.Generation,
+	})))
+	d.s.Submit(tx, func(res coord.Result, err error) {
+		if err == nil && res.Won {
+			d.mail.post(func() {
+				state := state.Accepted(res.Revision)
+				d.take(id, state, state.Fence)
+			})
+		}
+		answer(res, err)
+	})
+}
+
 // take makes the desk the owner of a request whose claim was stored under
 // fence, with the state as it was at that revision or later.
 func (d *desk) take(id string, state roles.State, fence roles.Fence) {
@@ -162,11 +188,7 @@ func (d *desk) apply(o *owned, ev roles.Event, extra ...coord.Write) {
 			"step": late.Step, "agent": late.Agent, "state": string(late.State),
 		}}))
 	}
-	state, more := d.choose(o, state)
-	change.Record = change.Record || more.Record
-	change.Steps = append(change.Steps, more.Steps...)
-	writes := slices.Concat(extra, records(o.id, state, change))
-	o.state = state
+	writes := slices.Concat(extra, d.feedOne(o, state, change))
 	d.count(o)
 	if len(writes) == 0 {
 		d.perform(o)
@@ -190,43 +212,51 @@ func records(id string, state roles.State, change roles.Change) []coord.Write {
 	if change.Record {
 		writes = append(writes, coord.Put(statusKey(id), encode(state.Record)))
 	}
-	seen := map[int]bool{}
 	for _, i := range change.Steps {
-		if !seen[i] {
-			seen[i] = true
-			writes = append(writes, coord.Put(stepKey(id, state.Steps[i].Name), encode(state.Steps[i])))
-		}
+		writes = append(writes, coord.Put(stepKey(id, state.Steps[i].Name), encode(state.Steps[i])))
 	}
 	return writes
 }
 
-// choose finds agents for ready steps, as long as that gets anywhere.
-func (d *desk) choose(o *owned, state roles.State) (roles.State, roles.Change) {
-	var all roles.Change
+// feedOne chooses agents for what is ready in the next state of a request, gives
+// it that state, and returns the writes that this and the change ask for.
+func (d *desk) feedOne(o *owned, next roles.State, change roles.Change) []coord.Write {
+	state, more, starved := d.choose(next)
+	for _, i := range more.Steps {
+		d.concerns(o, state.Steps[i].Agent)
+	}
 	delete(d.starved, o.id)
+	if starved {
+		d.starved[o.id] = o
+	}
+	o.state = state
+	return records(o.id, state, change.And(more))
+}
+
+// choose finds agents for ready steps, as long as that gets anywhere, and reports
+// whether some lack one.
+func (d *desk) choose(state roles.State) (_ roles.State, all roles.Change, starved bool) {
 	for {
+		starved = false
 		progress := false
 		for _, eff := range roles.Pending(state) {
 			if eff.Kind != roles.EffectChooseAgent {
 				continue
 			}
-			agent, journal, ok := d.agentFor(o, state, eff)
+			agent, journal, ok := d.agentFor(state, eff)
 			if !ok {
-				d.starved[o.id] = o
+				starved = true
 				continue
 			}
 			next, change, err := roles.Next(state, roles.AgentChosen{Step: eff.Step, Agent: agent, Journal: journal}, now())
 			if err != nil {
-				d.log.Warn("agent not accepted", "request", o.id, "step", eff.Step, "agent", agent, "error", err)
+				d.log.Warn("agent not accepted", "request", state.Request.ID, "step", eff.Step, "agent", agent, "error", err)
 				continue
 			}
-			d.concerns(o, agent)
-			state, progress = next, true
-			all.Record = all.Record || change.Record
-			all.Steps = append(all.Steps, change.Steps...)
+			state, all, progress = next, all.And(change), true
 		}
 		if !progress {
-			return state, all
+			return state, all, starved
 		}
 	}
 }

@@ -433,12 +433,16 @@ type agent struct {
 	journal *wire.Journal
 	link    *link
 	at      *node
+	fences  map[string]*wire.Fence // the highest of each request
 }
 
 // agent connects a new agent to a controller and waits until it is known there.
 func (w *world) agent(n *node, name string, labels map[string]string) *agent {
 	w.t.Helper()
-	a := &agent{t: w.t, w: w, name: name, labels: labels, journal: &wire.Journal{Id: "journal-of-" + name, Counter: 10}}
+	a := &agent{
+		t: w.t, w: w, name: name, labels: labels, fences: map[string]*wire.Fence{},
+		journal: &wire.Journal{Id: "journal-of-" + name, Counter: 10},
+	}
 	a.connect(n)
 	for _, other := range w.all() {
 		coordtest.Await(w.t, other.member.View(), "agent "+name+" is known", func(snap coord.Snapshot) bool {
@@ -497,6 +501,11 @@ func (a *agent) next() *wire.ControllerMessage {
 	case m := <-a.link.out:
 		if !a.link.hello.GetLink().Same(m.GetLink()) {
 			a.t.Errorf("%s got a message for another link: %v", a.name, m)
+		}
+		if s, ad := m.GetStart(), m.GetAdopt(); s != nil {
+			a.fences[s.GetRequest()] = s.GetFence()
+		} else if ad != nil {
+			a.fences[ad.GetRequest()] = ad.GetFence()
 		}
 		return m
 	case <-time.After(patience):
@@ -564,7 +573,7 @@ func (a *agent) say(m *wire.AgentMessage) { a.at.fromAgent(a.link, m) }
 func (a *agent) report(request, step string, attempt uint32, state wire.State, end *wire.End) {
 	a.journal.Counter++
 	a.say(&wire.AgentMessage{Body: &wire.AgentMessage_Report{Report: &wire.Report{
-		Request: request, Journal: &wire.Journal{Id: a.journal.GetId(), Counter: a.journal.GetCounter()},
+		Request: request, Fence: a.fences[request], Journal: &wire.Journal{Id: a.journal.GetId(), Counter: a.journal.GetCounter()},
 		Attempt: &wire.Attempt{Step: step, Attempt: attempt, State: state, End: end},
 	}}})
 }

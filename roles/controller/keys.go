@@ -102,6 +102,6 @@ func loadRequest(snap coord.Snapshot, id string) (s roles.State, claim claimReco
 		}
 		fence = roles.Fence{Generation: claim.Generation, Revision: kv.Mod}
 	}
-	s, err = roles.Load(spec.Value, status.Value, steps, fence)
+	s, err = roles.Load(spec.Value, status.Value, steps, fence, spec.Mod)
 	return s, claim, fence, true, err
 }

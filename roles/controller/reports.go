@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"context"
 	"time"
 
 	"uac/coord"
@@ -18,7 +19,7 @@ func (d *desk) fromAgent(agent string, m *wire.AgentMessage) {
 		rep := body.Report
 		o := d.owned[rep.GetRequest()]
 		if o == nil {
-			d.strange(agent, rep.GetRequest(), m)
+			d.strange(agent, rep.GetRequest(), rep.GetFence(), m)
 			return
 		}
 		r := reportOf(agent, rep.GetAttempt())
@@ -28,7 +29,7 @@ func (d *desk) fromAgent(agent string, m *wire.AgentMessage) {
 		ans := body.Adopted
 		o := d.owned[ans.GetRequest()]
 		if o == nil {
-			d.strange(agent, ans.GetRequest(), m)
+			d.strange(agent, ans.GetRequest(), ans.GetFence(), m)
 			return
 		}
 		ev := roles.Adopted{Agent: agent, Fence: fenceOf(ans.GetFence()), Journal: journalOf(ans.GetJournal())}
@@ -37,7 +38,13 @@ func (d *desk) fromAgent(agent string, m *wire.AgentMessage) {
 		}
 		d.apply(o, ev)
 	case *wire.AgentMessage_Refused:
-		d.refused(agent, body.Refused)
+		ref := body.Refused
+		o := d.owned[ref.GetRequest()]
+		if o == nil {
+			d.strange(agent, ref.GetRequest(), ref.GetFence(), m)
+			return
+		}
+		d.refused(o, agent, ref)
 	}
 }
 
@@ -46,11 +53,7 @@ func (d *desk) fromAgent(agent string, m *wire.AgentMessage) {
 const refusedRetry = time.Second
 
 // refused deals with a command that had no effect at the agent.
-func (d *desk) refused(agent string, ref *wire.Refusal) {
-	o := d.owned[ref.GetRequest()]
-	if o == nil {
-		return
-	}
+func (d *desk) refused(o *owned, agent string, ref *wire.Refusal) {
 	d.log.Info("agent refused a command", "agent", agent, "request", o.id, "step", ref.GetStep(), "attempt", ref.GetAttempt(),
 		"command", ref.GetCommand().String(), "reason", ref.GetReason().String(), "detail", ref.GetDetail())
 	if fenceOf(ref.GetFence()) != o.state.Fence {
@@ -100,9 +103,27 @@ var effectOf = map[wire.Refusal_Command]roles.EffectKind{
 	wire.Refusal_ACK:   roles.EffectFinish,
 }
 
-// strange answers for a request that this desk does not own.
-func (d *desk) strange(agent, id string, m *wire.AgentMessage) {
-	snap := d.c.member.View().Snapshot()
+// catchUp bounds the wait for what an agent knows already.
+const catchUp = time.Second
+
+// strange answers for a request that this desk does not own. Known is the fence
+// that the agent has for it: an agent that is linked here may have been told of a
+// claim by the owner before this view shows it.
+func (d *desk) strange(agent, id string, known *wire.Fence, m *wire.AgentMessage) {
+	view := d.c.member.View()
+	if claimed := known.GetRevision(); view.Revision() < claimed {
+		d.tasks.do(func() {
+			ctx, cancel := context.WithTimeout(d.ctx, catchUp)
+			defer cancel()
+			if err := view.Wait(ctx, claimed); err != nil {
+				d.log.Debug("report dropped; the agent repeats it", "agent", agent, "request", id, "error", err)
+				return
+			}
+			d.mail.post(func() { d.fromAgent(agent, m) })
+		})
+		return
+	}
+	snap := view.Snapshot()
 	state, claim, fence, ok, err := loadRequest(snap, id)
 	if !ok || err != nil {
 		d.log.Warn("agent reports an unknown request", "agent", agent, "request", id, "error", err)

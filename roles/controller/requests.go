@@ -37,24 +37,22 @@ func (c *Controller) Accept(ctx context.Context, a api.Actor, spec api.RunSpec, 
 	if adm.before != nil {
 		return *adm.before, false, nil
 	}
-	id := adm.state.Request.ID
-	// The desk takes the request over on the chain's goroutine's word, whether or
-	// not the client is still there to hear of it.
-	d := c.desk.Load()
 	type outcome struct {
 		res coord.Result
 		err error
 	}
 	done := make(chan outcome, 1)
-	s.Submit(adm.tx, func(res coord.Result, err error) {
-		if err == nil && res.Won && adm.mine && d != nil {
-			d.mail.post(func() {
-				d.take(id, adm.state, roles.Fence{Generation: adm.state.Record.Generation, Revision: res.Revision})
-			})
-		}
-		done <- outcome{res, err}
-	})
+	answer := func(res coord.Result, err error) { done <- outcome{res, err} }
+	if d := c.desk.Load(); adm.mine && d != nil && d.s == s {
+		// The desk takes it over, whether or not the client is still there to hear.
+		d.mail.post(func() { d.accept(adm, answer) })
+	} else {
+		s.Submit(adm.with(adm.state, roles.Change{Record: true}), answer)
+	}
+	id := adm.state.Request.ID
 	select {
+	case <-s.Context().Done(): // and the desk with it, perhaps with this in its mailbox
+		return none(fmt.Errorf("%w: whether the request was accepted is unknown: %w", api.ErrUnavailable, coord.ErrFenced))
 	case <-ctx.Done():
 		return none(fmt.Errorf("%w: whether the request was accepted is unknown: %w", api.ErrUnavailable, ctx.Err()))
 	case o := <-done:
@@ -82,10 +80,16 @@ type admission struct {
 	// before is the request that an earlier call with the same key made, nil for
 	// none. Otherwise tx makes a new one, in the given state.
 	before *api.Request
-	state  roles.State
-	tx     coord.Tx
-	// mine says that tx claims the request for this controller.
+	// tx has all of it but the records of the state.
+	state roles.State
+	tx    coord.Tx
+	// mine says that this controller may claim the request at once.
 	mine bool
+}
+
+// with returns the transaction that accepts a request in a state.
+func (a admission) with(s roles.State, c roles.Change) coord.Tx {
+	return coord.Tx{If: a.tx.If, Then: slices.Concat(a.tx.Then, records(s.Request.ID, s, c))}
 }
 
 // admit decides on a call of Accept by what this controller shows. What was
@@ -130,7 +134,6 @@ func (c *Controller) admit(s *coord.Session, a api.Actor, spec api.RunSpec, key 
 		If: []coord.Cond{coord.Absent(specKey(id))},
 		Then: []coord.Write{
 			coord.Put(specKey(id), text),
-			coord.Put(statusKey(id), encode(adm.state.Record)),
 			c.audit(a, "request.accepted", id, map[string]string{"process": proc.Name}),
 		},
 	}
@@ -139,9 +142,6 @@ func (c *Controller) admit(s *coord.Session, a api.Actor, spec api.RunSpec, key 
 		adm.tx.Then = append(adm.tx.Then, coord.Put(idemKey(key), encode(idemRecord{Request: id, Digest: req.Digest})))
 	}
 	adm.mine = c.eligible(snap).fresh[c.cfg.Name]
-	if adm.mine {
-		adm.tx.Then = append(adm.tx.Then, coord.Put(claimKey(id), encode(claimRecord{Node: c.cfg.Name, Epoch: s.Epoch(), Generation: generation})))
-	}
 	return adm, nil
 }
 

@@ -340,3 +340,34 @@ func TestOnlyTheActiveOwns(t *testing.T) {
 		t.Errorf("sent again as %v after %v: want the same attempt with a higher fence", again, s)
 	}
 }
+
+// TestAcceptanceDispatches: what can start at once is dispatched in the transaction
+// that accepts the request, under the claim that the same transaction makes.
+func TestAcceptanceDispatches(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	c1 := w.node("c1")
+	a := w.agent(c1, "a1", nil)
+	w.agent(c1, "a2", nil).disconnect()
+	c1.apply(process("p", step("one", "a1"), step("two", "a1", "one"), step("away", "a2")))
+	r := c1.accept("p")
+	s := a.start()
+	snap := c1.member.View().Snapshot()
+	accepted, _ := snap.Get(specKey(r.ID))
+	stored, ok := snap.Get(stepKey(r.ID, "one"))
+	if !ok || stored.Mod != accepted.Mod {
+		t.Errorf("accepted at %d, step dispatched at %d", accepted.Mod, stored.Mod)
+	}
+	for _, later := range []string{"two", "away"} {
+		if kv, ok := snap.Get(stepKey(r.ID, later)); ok {
+			t.Errorf("step %s is stored: %s", later, kv.Value)
+		}
+	}
+	want := roles.Fence{Generation: s.GetFence().GetGeneration(), Revision: accepted.Mod}
+	same(t, "the fence that was sent", want, fenceOf(s.GetFence()))
+	state, _, fence, _, err := loadRequest(snap, r.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, "the fence", want, fence)
+	same(t, "the fence of the dispatch", want, state.Steps[0].Dispatch.Fence)
+}
