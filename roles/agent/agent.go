@@ -31,6 +31,7 @@ type Agent struct {
 	boot     string
 	journal  *journal
 	launcher *launcher
+	spares   *spares
 	reaper   *reaper
 	outputs  *outputs
 	slots    chan struct{}           // one for each attempt that runs
@@ -166,6 +167,11 @@ func (a *Agent) open(ctx context.Context) (unlock func(), err error) {
 		a.journal.file.Close()
 		return nil, err
 	}
+	if a.spares, err = newSpares(filepath.Join(a.cfg.DataDir, dirSpares)); err != nil {
+		a.journal.file.Close()
+		return nil, err
+	}
+	a.stock()
 	a.reaper = newReaper()
 	a.outputs = newOutputs(attempts, a.cfg, a.log)
 	a.slots = make(chan struct{}, a.cfg.MaxAttempts)
@@ -196,6 +202,7 @@ func lockFile(ctx context.Context, f *os.File) error {
 
 const (
 	dirAttempts = "attempts"
+	dirSpares   = "spares"
 	fileLock    = "lock"
 	fileJournal = "journal"
 )

@@ -240,6 +240,9 @@ func TestCommandForAnotherJournalIsRefused(t *testing.T) {
 func TestCommandForALaterStateOfTheJournalIsRefused(t *testing.T) {
 	s := newStage(t)
 	s.a.stop()
+	if err := os.RemoveAll(filepath.Join(s.dir, dirSpares)); err != nil { // no pipes for CopyFS
+		t.Fatal(err)
+	}
 	snapshot := t.TempDir()
 	if err := os.CopyFS(snapshot, os.DirFS(s.dir)); err != nil {
 		t.Fatal(err)

@@ -30,35 +30,28 @@ const (
 // has already been run.
 var errStartedBefore = errors.New("the attempt was started before, by a process that left no record of it")
 
-// prepare makes the directory anew, with a working directory if work is set. What an
-// earlier process of the agent prepared and never used is thrown away.
-func (d attemptDir) prepare(script string, work bool) error {
-	err := os.Mkdir(string(d), 0o700)
+// prepare makes the directory anew, out of a spare one. What an earlier process of the
+// agent prepared and never used is thrown away.
+func (d attemptDir) prepare(script string, from *spares) error {
+	spare, err := from.take()
+	if err != nil {
+		return err
+	}
+	err = os.Rename(spare, string(d))
 	if errors.Is(err, fs.ErrExist) {
 		if _, err := os.Lstat(d.file(fileStatus)); err == nil {
-			return errStartedBefore
+			return errors.Join(errStartedBefore, os.RemoveAll(spare))
 		}
 		if err := os.RemoveAll(string(d)); err != nil {
 			return err
 		}
-		err = os.Mkdir(string(d), 0o700)
+		err = os.Rename(spare, string(d))
 	}
 	if err != nil {
 		return err
 	}
-	if work {
-		if err := os.Mkdir(d.file(dirWork), 0o700); err != nil {
-			return err
-		}
-	}
 	// Need not survive: after a power cut the script is not run again.
-	if err := os.WriteFile(d.file(fileScript), []byte(script), 0o700); err != nil { //nolint:forbidigo // see above
-		return err
-	}
-	if err := unix.Mkfifo(d.file(fileAlive), 0o600); err != nil {
-		return fmt.Errorf("make pipe: %w", err)
-	}
-	return nil
+	return os.WriteFile(d.file(fileScript), []byte(script), 0o700) //nolint:forbidigo // see above
 }
 
 // command returns the command line that runs the attempt's script.

@@ -79,7 +79,7 @@ func (a *Agent) begin(ctx context.Context, r *run, c *wire.Start, seq uint64, qu
 	a.deps.Point(pointIntentAppended)
 	// While the intent goes to disk the directory can be made: it means nothing
 	// without the intent.
-	err := r.dir.prepare(c.GetScript(), c.GetDir() == "")
+	err := r.dir.prepare(c.GetScript(), a.spares)
 	a.deps.Point(pointPrepared)
 	if a.journal.wait(ctx, seq) != nil {
 		return
@@ -127,7 +127,15 @@ func (a *Agent) begin(ctx context.Context, r *run, c *wire.Start, seq uint64, qu
 	a.notify(r.key)
 	a.mu.Unlock()
 	a.deps.Point(pointLaunched)
+	a.stock()
 	a.attend(ctx, r, p, pipe)
+}
+
+// stock makes directories for the next attempts.
+func (a *Agent) stock() {
+	if err := a.spares.fill(); err != nil {
+		a.log.Debug("no directories in stock: the next attempt makes its own", "err", err)
+	}
 }
 
 // takeSlot waits until the attempt may run. It returns false if it must not any more,

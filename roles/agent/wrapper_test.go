@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"uac/roles/wire"
 )
 
@@ -34,10 +36,20 @@ func launchIn(t testing.TB, dir attemptDir, script string, env map[string]string
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := dir.prepare(script, true); err != nil {
+	if err := dir.prepare(script, spare(t, dir)); err != nil {
 		t.Fatal(err)
 	}
 	return launchPrepared(t, l, dir, script, env)
+}
+
+// spare returns spare directories on the file system where dir will be.
+func spare(t testing.TB, dir attemptDir) *spares {
+	t.Helper()
+	s, err := newSpares(filepath.Join(filepath.Dir(string(dir)), "spares"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }
 
 func launchPrepared(t testing.TB, l *launcher, dir attemptDir, script string, env map[string]string) *wrapped {
@@ -311,7 +323,7 @@ func TestASecondWrapperRunsNothing(t *testing.T) {
 	if code := w.code(); code != 0 {
 		t.Fatal(code)
 	}
-	if err := dir.prepare(script, true); !errors.Is(err, errStartedBefore) {
+	if err := dir.prepare(script, spare(t, dir)); !errors.Is(err, errStartedBefore) {
 		t.Errorf("prepare a directory that was used: %v", err)
 	}
 	// Even if somebody launched it all the same.
@@ -332,12 +344,53 @@ func TestASecondWrapperRunsNothing(t *testing.T) {
 
 func TestPrepareThrowsAwayWhatWasNeverUsed(t *testing.T) {
 	dir := attemptDir(filepath.Join(t.TempDir(), "attempt"))
-	if err := dir.prepare("echo old", true); err != nil {
+	if err := dir.prepare("echo old", spare(t, dir)); err != nil {
 		t.Fatal(err)
 	}
 	w := launchIn(t, dir, "echo new", nil)
 	if code := w.code(); code != 0 || w.output() != "new\n" {
 		t.Errorf("exit %d, output %q", code, w.output())
+	}
+}
+
+func TestSpares(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "spares")
+	if err := os.MkdirAll(filepath.Join(root, "1", "left by a crash"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s, err := newSpares(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var g errgroup.Group
+	for range 8 {
+		g.Go(s.fill)
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	stock, err := os.ReadDir(root)
+	if err != nil || len(stock) != maxSpares {
+		t.Errorf("%d directories in stock, %v", len(stock), err)
+	}
+	seen := map[string]bool{}
+	for range maxSpares + 1 { // one more than there are
+		dir, err := s.take()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seen[dir] {
+			t.Errorf("%s was given out twice", dir)
+		}
+		seen[dir] = true
+		if left, err := os.ReadDir(attemptDir(dir).file(dirWork)); err != nil || len(left) > 0 {
+			t.Errorf("working directory: %v, %v", left, err)
+		}
+		pipe, err := attemptDir(dir).openAlive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		pipe.Close()
 	}
 }
 
@@ -356,7 +409,7 @@ func TestLaunchThatFailsRunsNothing(t *testing.T) {
 	}
 	for name, tt := range tests {
 		dir := attemptDir(filepath.Join(t.TempDir(), "attempt"))
-		if err := dir.prepare("true", true); err != nil {
+		if err := dir.prepare("true", spare(t, dir)); err != nil {
 			t.Fatal(err)
 		}
 		if _, _, err := l.launch(dir, dir.command("true"), tt.work, tt.env); err == nil {
