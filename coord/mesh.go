@@ -116,6 +116,9 @@ type mesh struct {
 	booth   booth
 	// acting is what the last pulses said.
 	acting bool
+	// nextPulse is when pulses are due, timer is set to when anything is.
+	nextPulse time.Time
+	timer     *time.Timer
 	// calls are the events that unlock delivers.
 	calls []func()
 }
@@ -159,7 +162,9 @@ func (m *mesh) Run(ctx context.Context) error {
 	m.mu.Lock()
 	m.watcher.started = time.Now()
 	m.watcher.last = time.Time{}
+	m.timer = time.NewTimer(0)
 	m.mu.Unlock()
+	defer m.timer.Stop()
 	var wg sync.WaitGroup
 	if m.cfg.Listener != nil {
 		wg.Go(func() {
@@ -341,41 +346,47 @@ func (m *mesh) Snapshot() []PeerStatus {
 
 // loop does what is due by time: pulses, repeated questions, silence.
 func (m *mesh) loop(ctx context.Context) {
-	every := m.cfg.Silence / pulsesPerSilence
-	timer := time.NewTimer(every)
-	defer timer.Stop()
-	nextPulse := time.Now()
 	for ctx.Err() == nil {
 		now := m.lock()
-		if !now.Before(nextPulse) {
+		if !now.Before(m.nextPulse) {
 			m.pulseAll(now)
-			nextPulse = now.Add(every)
 		}
-		next := nextPulse
 		for _, p := range m.peers {
 			m.review(now, p)
-			if p.evidence == 0 {
-				if at := p.seen.silentAt(); p.epoch != 0 && at.Before(next) {
-					next = at
-				}
-				continue
-			}
-			if !now.Before(p.nextAsk) {
+			if p.evidence != 0 && !now.Before(p.nextAsk) {
 				m.ask(now, p)
 			}
-			if p.nextAsk.Before(next) {
-				next = p.nextAsk
-			}
 		}
+		m.setTimer(now)
 		m.unlock()
-		timer.Reset(next.Sub(now))
 		select {
-		case <-timer.C:
+		case <-m.timer.C:
 		case <-m.wake:
 		case <-ctx.Done():
 		}
 	}
 }
+
+// setTimer sets the timer to when something is due next.
+func (m *mesh) setTimer(now time.Time) {
+	next := m.nextPulse
+	for _, p := range m.peers {
+		at := next
+		switch {
+		case p.evidence != 0:
+			at = p.nextAsk
+		case p.epoch != 0:
+			at = p.seen.silentAt()
+		}
+		if at.Before(next) {
+			next = at
+		}
+	}
+	m.timer.Reset(next.Sub(now))
+}
+
+// pulseEvery is the time between two pulses, if nothing makes them come earlier.
+func (m *mesh) pulseEvery() time.Duration { return m.cfg.Silence / pulsesPerSilence }
 
 func (m *mesh) poke() {
 	select {
@@ -478,6 +489,7 @@ func (m *mesh) reportAgreed(now time.Time, p *peer) {
 // pulseAll sends a pulse to every peer.
 func (m *mesh) pulseAll(now time.Time) {
 	m.acting = m.trust.holds(now, m.standing())
+	m.nextPulse = now.Add(m.pulseEvery())
 	for _, p := range m.peers {
 		m.pulse(now, p)
 	}
@@ -571,6 +583,11 @@ func (m *mesh) pulsed(now time.Time, p *peer, l *link, msg *pulseMsg) error {
 	p.seen.pulse(now, msg, l.answered(msg, p.seen.epoch))
 	m.review(now, p)
 	m.echo(now, p, msg.Seq)
+	if m.nextPulse.Sub(now) < m.pulseEvery()/2 {
+		// All members come to pulse together, and an idle one wakes up less often.
+		m.pulseAll(now)
+		m.setTimer(now)
+	}
 	return nil
 }
 

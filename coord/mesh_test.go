@@ -291,6 +291,41 @@ func TestBrokenConnectionsAloneAreNoEvidence(t *testing.T) {
 	})
 }
 
+// Whatever moments they started at, members come to pulse together, so that they
+// wake each other up once, and not more often than they must.
+func TestPulsesTogether(t *testing.T) {
+	inBubble(t, func(t *testing.T, _ *fabric, _ *cluster, c1, c2, w1 *testNode) {
+		nodes := []*testNode{c1, c2, w1}
+		for _, n := range nodes {
+			n.Nudge()
+			time.Sleep(37 * ms)
+		}
+		time.Sleep(testTiming.silence)
+		synctest.Wait()
+		look := func() (next []time.Time, sent uint64) {
+			for _, n := range nodes {
+				n.mu.Lock()
+				next = append(next, n.nextPulse)
+				n.mu.Unlock()
+			}
+			c2.mu.Lock()
+			defer c2.mu.Unlock()
+			return next, c2.peers["c1"].in.seq
+		}
+		next, before := look()
+		for i := range next {
+			if !next[i].Equal(next[0]) {
+				t.Errorf("%s pulses %v after %s", nodes[i].facts.node, next[i].Sub(next[0]), nodes[0].facts.node)
+			}
+		}
+		time.Sleep(testTiming.silence)
+		synctest.Wait()
+		if _, after := look(); after-before != pulsesPerSilence {
+			t.Errorf("%d pulses in a silence timeout, want %d", after-before, pulsesPerSilence)
+		}
+	})
+}
+
 func TestGenerations(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fabric, c *cluster, c1, c2, w1 *testNode) {
 		// c2 learns of a newer one: the others' pulses get no echo any more.

@@ -70,6 +70,19 @@ func (m *Member) Nodes() []NodeStatus {
 	return out
 }
 
+// Record returns the record of a node that the cluster remembers.
+func (m *Member) Record(node string) (NodeRecord, bool) {
+	kv, ok := m.view.Get(nodeKey(node))
+	if !ok {
+		return NodeRecord{}, false
+	}
+	rec, err := decode[NodeRecord](kv)
+	if err != nil {
+		rec = NodeRecord{Name: node}
+	}
+	return rec, true
+}
+
 // unready says why the loss of a node would not be taken over right now.
 func (m *Member) unready(snap Snapshot, st NodeStatus) (why, successor string) {
 	if st.Held != nil {

@@ -43,7 +43,7 @@ Measured from the blow on:
 
   first fenced write     the new Active has committed something as such
   next step started      the request goes on: a process was started after that
-  probe answers ACTIVE   a load balancer can know, if it asks every 2 ms
+  probe answers ACTIVE   a load balancer can know, if it asks every 5 ms
 
 Every step appends a line to a ledger when it starts; lost and doubled steps are
 counted from that. Exit code 1 if there are any, or if the old Active ever

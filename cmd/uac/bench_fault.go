@@ -76,7 +76,7 @@ func (s *devSupervisor) signal(name string, sig unix.Signal) error {
 
 // probeEvery is how often the load balancer's probe is asked. Real ones ask
 // every second or so; this is to see when they could know.
-const probeEvery = 2 * time.Millisecond
+const probeEvery = 5 * time.Millisecond
 
 // watcher asks one node again and again whether it is Active, like a load
 // balancer.

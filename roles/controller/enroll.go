@@ -93,7 +93,7 @@ func (c *Controller) admitNode(snap coord.Snapshot, r *wire.EnrollRequest) (*wir
 	}
 	_, agentKnown := snap.Get(agentKey(grant.Name))
 	bundle, err := c.deps.Authority.Enrol(reqs, grant, func(id pki.Identity) (bool, error) {
-		_, node := c.nodeRecord(id.Name)
+		_, node := c.member.Record(id.Name)
 		return agentKnown && id.Role == pki.Agent || node && id.Role != pki.Agent, nil
 	})
 	if err != nil {

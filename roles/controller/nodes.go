@@ -40,20 +40,10 @@ func (c *Controller) Self() api.Self {
 	if t := s.Term(); t != nil && self.Node.Mode == roles.ModeActive {
 		self.Node.Term = t.Epoch()
 	}
-	if rec, ok := c.nodeRecord(c.cfg.Name); ok {
-		self.Node.Paused, self.Node.Preferred = rec.Paused, rec.Preferred
-	}
+	rec, _ := c.member.Record(c.cfg.Name)
+	self.Node.Paused, self.Node.Preferred = rec.Paused, rec.Preferred
 	self.Node.Requests = c.owned(c.cfg.Name)
 	return self
-}
-
-func (c *Controller) nodeRecord(name string) (coord.NodeRecord, bool) {
-	for _, n := range c.member.Nodes() {
-		if n.Name == name {
-			return n.NodeRecord, true
-		}
-	}
-	return coord.NodeRecord{}, false
 }
 
 // ListNodes lists all members that the cluster remembers.
