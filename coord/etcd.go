@@ -32,9 +32,6 @@ import (
 const (
 	raftTick     = 200 * time.Millisecond
 	raftElection = time.Second
-	// backendEvery is how often applied changes go to the backend's file. They are on
-	// disk in the write-ahead log by then; each time costs two syncs.
-	backendEvery = time.Second
 	// maxTxnOps is what etcd accepts in one transaction, nested ones included.
 	maxTxnOps       = 8192
 	maxRequestBytes = 8 << 20
@@ -101,7 +98,6 @@ func startEtcd(cfg Config, tls *TLSFiles, alone bool, log *slog.Logger) (*etcd, 
 	ec.MaxRequestBytes = maxRequestBytes
 	ec.QuotaBackendBytes = cfg.QuotaBytes
 	ec.BackendFreelistType = "map"
-	ec.BackendBatchInterval = backendEvery
 	// A start makes the file smaller when that is worth the wait.
 	ec.BootstrapDefragThresholdMegabytes = uint(cfg.QuotaBytes >> 22)
 	// Compaction is driven by the Active (room.go), not by each server's clock.
