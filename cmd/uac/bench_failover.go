@@ -45,6 +45,9 @@ Measured from the blow on:
   next step started      the request goes on: a process was started after that
   probe answers ACTIVE   a load balancer can know, if it asks every 5 ms
 
+After kill -9 nobody can know of it before the kernel has taken the process down and
+closes its connections; that is shown too.
+
 Every step appends a line to a ledger when it starts; lost and doubled steps are
 counted from that. Exit code 1 if there are any, or if the old Active ever
 answered ACTIVE when another one was.
@@ -75,7 +78,9 @@ type failoverResult struct {
 	SilenceTimeout string `json:"silence_timeout"`
 	Trials         int    `json:"trials"`
 	Load           int    `json:"load"`
-	// Durations are in milliseconds, from the blow on.
+	// Durations are in milliseconds, from the blow on. Closed is when the kernel closed
+	// the connections of a process that was killed.
+	Closed     spread `json:"closed_ms"`
 	FirstWrite spread `json:"first_write_ms"`
 	NextStep   spread `json:"next_step_ms"`
 	Probe      spread `json:"probe_ms"`
@@ -96,14 +101,15 @@ type failoverTrial struct {
 	Victim     string  `json:"victim"`
 	Successor  string  `json:"successor"`
 	LedRaft    bool    `json:"led_raft"`
+	Closed     float64 `json:"closed_ms,omitempty"`
 	FirstWrite float64 `json:"first_write_ms"`
 	NextStep   float64 `json:"next_step_ms"`
 	Probe      float64 `json:"probe_ms"`
 	Request    string  `json:"request"`
 	TwoActive  bool    `json:"two_active"`
 
-	struck, firstWrite, nextStep, probe int64
-	succeeded                           bool
+	struck, closed, firstWrite, nextStep, probe int64
+	succeeded                                   bool
 }
 
 const (
@@ -157,12 +163,17 @@ func (r *failoverResult) broken() bool {
 
 func (r *failoverResult) print(w io.Writer, p paint, what string) error {
 	fmt.Fprintf(w, "%s: %d trials, silence_timeout %s, %d requests a second beside\n\n", what, r.Trials, r.SilenceTimeout, r.Load)
-	err := printMeasures(w, p,
-		measure{"first fenced write", r.FirstWrite},
-		measure{"  if it led raft", r.FirstWriteLed},
-		measure{"  if another did", r.FirstWriteNot},
-		measure{"next step started", r.NextStep},
-		measure{"probe answers ACTIVE", r.Probe})
+	measures := []measure{
+		{"first fenced write", r.FirstWrite},
+		{"  if it led raft", r.FirstWriteLed},
+		{"  if another did", r.FirstWriteNot},
+		{"next step started", r.NextStep},
+		{"probe answers ACTIVE", r.Probe},
+	}
+	if r.Closed.N > 0 {
+		measures = slices.Insert(measures, 0, measure{"connections closed", r.Closed})
+	}
+	err := printMeasures(w, p, measures...)
 	if err != nil {
 		return err
 	}
@@ -210,12 +221,15 @@ func (b *bench) failover(ctx context.Context, f fault, opts failoverOptions, res
 	if err != nil {
 		return err
 	}
-	var writes, led, not, steps, probes []time.Duration
+	var closed, writes, led, not, steps, probes []time.Duration
 	for i := range trials {
 		t := &trials[i]
 		since := func(at int64) time.Duration { return time.Duration(at - t.struck) }
 		writes, steps, probes = append(writes, since(t.firstWrite)), append(steps, since(t.nextStep)), append(probes, since(t.probe))
 		t.FirstWrite, t.NextStep, t.Probe = millis(since(t.firstWrite)), millis(since(t.nextStep)), millis(since(t.probe))
+		if t.closed != 0 {
+			closed, t.Closed = append(closed, since(t.closed)), millis(since(t.closed))
+		}
 		result.Chains.add(t.succeeded, stepNames(chain), counts[t.Request])
 		if t.LedRaft {
 			led = append(led, since(t.firstWrite))
@@ -227,6 +241,7 @@ func (b *bench) failover(ctx context.Context, f fault, opts failoverOptions, res
 		}
 	}
 	result.FirstWrite, result.NextStep, result.Probe = spreadOf(writes), spreadOf(steps), spreadOf(probes)
+	result.Closed = spreadOf(closed)
 	result.FirstWriteLed, result.FirstWriteNot = spreadOf(led), spreadOf(not)
 	result.Samples = trials
 	result.Beside, err = load.settle(ctx, single)
@@ -307,8 +322,17 @@ func (b *bench) failoverTrial(ctx context.Context, f fault, lead bool) (t failov
 		return t, err
 	}
 
+	var closed <-chan int64
+	if !f.survives {
+		if closed, err = whenClosed(ctx, victim); err != nil {
+			return t, err
+		}
+	}
 	if t.struck, err = f.strike(ctx, b, victim); err != nil {
 		return t, err
+	}
+	if closed != nil {
+		t.closed = <-closed
 	}
 	healed := false
 	heal := func() error {

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"sync"
 	"time"
@@ -72,6 +73,27 @@ func (s *devSupervisor) signal(name string, sig unix.Signal) error {
 		return fail(exitConflict, "%s does not run", name)
 	}
 	return p.cmd.Process.Signal(sig)
+}
+
+// whenClosed connects to a node and tells when that connection has ended, or ctx has.
+func whenClosed(ctx context.Context, n devNode) (<-chan int64, error) {
+	api, err := url.Parse(n.API)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := dialIn(ctx, n.namespace, api.Host)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	closed := make(chan int64, 1)
+	go func() {
+		defer stop()
+		defer conn.Close()
+		_, _ = conn.Read(make([]byte, 1)) // nothing is ever sent
+		closed <- monotonic()
+	}()
+	return closed, nil
 }
 
 // probeEvery is how often the load balancer's probe is asked. Real ones ask

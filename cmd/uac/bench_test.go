@@ -205,7 +205,7 @@ func TestBench(t *testing.T) {
 
 func TestFailoverResult(t *testing.T) {
 	r := failoverResult{
-		SilenceTimeout: "1s", Trials: 2,
+		SilenceTimeout: "1s", Trials: 2, Closed: spread{2, 3, 4.5, 4.5},
 		FirstWrite: spread{2, 7.1, 9.25, 9.25}, FirstWriteLed: spread{1, 9.25, 9.25, 9.25}, FirstWriteNot: spread{1, 7.1, 7.1, 7.1}, NextStep: spread{2, 20, 30, 30}, Probe: spread{2, 6, 8, 8},
 		Chains: tally{Requests: 2, Steps: 80},
 	}
@@ -216,6 +216,7 @@ func TestFailoverResult(t *testing.T) {
 	want := `kill -9 of the Active: 2 trials, silence_timeout 1s, 0 requests a second beside
 
                              p50         p99         max
+connections closed        3.0 ms      4.5 ms      4.5 ms
 first fenced write        7.1 ms      9.2 ms      9.2 ms
   if it led raft          9.2 ms      9.2 ms      9.2 ms
   if another did          7.1 ms      7.1 ms      7.1 ms
