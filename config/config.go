@@ -92,7 +92,7 @@ type PKI struct {
 	// Dir holds this node's keys and certificates. Empty means pki below
 	// node.data_dir.
 	Dir string `yaml:"dir"`
-	// Join is a one-time token with which a node without certificates asks a
+	// Join is a one-time token with which an agent without certificates asks a
 	// controller for its own. It is unused once they exist.
 	Join string `yaml:"join" secret:"true"`
 }

@@ -212,6 +212,8 @@ func TestProblems(t *testing.T) {
 			want: []string{`uac.yaml:1: "a\x1b[31mb": there is no such key`}},
 		{name: "misspelt required key", role: roles.RoleAgent, text: "agent:\n  server: [c1]",
 			want: []string{"uac.yaml:2: agent.server: there is no such key; did you mean agent.servers?"}},
+		{name: "join token of a member", role: roles.RoleController, text: "pki: {join: x}",
+			want: []string{"uac.yaml:1: pki.join: is for agents: make the keys of a controller with uac pki issue"}},
 		{name: "unknown key in a list", text: "members:\n- {name: c1, role: controller, adress: h}",
 			want: []string{"uac.yaml:2: members[0].adress: there is no such key; did you mean address?"}},
 		{name: "key twice", text: "log:\n  level: info\n  format: json\n  level: debug",
@@ -427,10 +429,10 @@ func TestWarnings(t *testing.T) {
 }
 
 func TestSettings(t *testing.T) {
-	cfg, origins, err := loadText(t, roles.RoleController, `
-node: {name: c1}
+	cfg, origins, err := loadText(t, roles.RoleAgent, `
+node: {name: a1}
 pki: {join: "not-to-be-seen"}
-agent: {labels: {b: "2", A: "1"}}
+agent: {servers: [c1], labels: {b: "2", A: "1"}}
 etcd: {quota: 8192MiB}
 members: [{name: c1, role: controller, address: h}]
 `)
@@ -448,7 +450,7 @@ members: [{name: c1, role: controller, address: h}]
 	}
 	want := map[string]string{
 		"pki.join": mask, "agent.labels": "A=1,b=2", "etcd.quota": "8GiB", "cluster.silence_timeout": "1s",
-		"members[0].address": "h", "node.role": "controller", "agent.shuffle": "false",
+		"members[0].address": "h", "node.role": "agent", "agent.shuffle": "false",
 	}
 	for key, value := range want {
 		if got[key] != value {

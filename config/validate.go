@@ -73,6 +73,9 @@ func (c *Config) validateNode(v *checks) {
 	if c.Node.DataDir == "" {
 		v.bad("node.data_dir", "must not be empty")
 	}
+	if c.PKI.Join != "" && votes(c.Node.Role) {
+		v.bad("pki.join", "is for agents: make the keys of a %s with uac pki issue", c.Node.Role)
+	}
 	checkHost(v, "node.advertise", c.Node.Advertise)
 	checkName(v, "cluster.name", c.Cluster.Name)
 	listen := map[string]string{}

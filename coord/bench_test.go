@@ -78,8 +78,11 @@ func benchElection(b *testing.B, leads bool) {
 	var took []time.Duration
 	for i := range b.N {
 		active, passive := names[i%2], names[1-i%2]
+		// The context of a session ends with its node: in one process, what is left of
+		// a killed one would go on renewing its lease.
 		ctx, cancel := context.WithCancel(b.Context())
-		elected := func(name string) chan time.Time {
+		activeCtx, dies := context.WithCancel(ctx)
+		elected := func(ctx context.Context, name string) chan time.Time {
 			won := make(chan time.Time, 1)
 			cl := client(b, c.Node(name).Member)
 			go func() {
@@ -92,8 +95,8 @@ func benchElection(b *testing.B, leads bool) {
 			}()
 			return won
 		}
-		<-elected(active)
-		next := elected(passive)
+		<-elected(activeCtx, active)
+		next := elected(ctx, passive)
 		waiting := func() bool {
 			resp, err := client(b, c.Node("w1").Member).Get(ctx, "election/", clientv3.WithPrefix(), clientv3.WithCountOnly())
 			return err == nil && resp.Count == 2
@@ -105,6 +108,7 @@ func benchElection(b *testing.B, leads bool) {
 			leadRaft(b, c, "w1")
 		}
 		began := time.Now()
+		dies()
 		c.Kill(active)
 		took = append(took, (<-next).Sub(began))
 		cancel()

@@ -175,7 +175,7 @@ func TestErrorsAsJSON(t *testing.T) {
 }
 
 func TestConfigVerbs(t *testing.T) {
-	file := configFile(t, "node: {name: c1}\ncluster: {name: shop}\npki: {join: hush-hush}\nmembers:\n- {name: c1, role: controller, address: h1}\n- {name: c2, role: controller, address: h2}\n")
+	file := configFile(t, "node: {name: c1}\ncluster: {name: shop}\nmembers:\n- {name: c1, role: controller, address: h1}\n- {name: c2, role: controller, address: h2}\n")
 
 	got := execute(t, nil, []string{"UAC_CLUSTER_LEASE=6s"}, "config", "check", "--role=controller", "--config", file)
 	want := result{
@@ -186,7 +186,8 @@ func TestConfigVerbs(t *testing.T) {
 		t.Errorf("check: got %+v, want %+v", got, want)
 	}
 
-	got = execute(t, nil, []string{"UAC_CLUSTER_LEASE=6s"}, "config", "show", "--role=controller", "--config", file, "-o", "json", "--set", "log.level=debug")
+	got = execute(t, nil, []string{"UAC_CLUSTER_LEASE=6s", "UAC_PKI_JOIN=hush-hush"}, "config", "show", "--role=agent", "--config", file,
+		"-o", "json", "--set", "log.level=debug", "--set", "agent.servers=c1")
 	var settings []config.Setting
 	if err := json.Unmarshal([]byte(got.stdout), &settings); err != nil {
 		t.Fatalf("%v in %+v", err, got)
@@ -196,11 +197,11 @@ func TestConfigVerbs(t *testing.T) {
 		shown[s.Key] = s
 	}
 	for _, want := range []config.Setting{
-		{Key: "node.role", Value: "controller", Origin: "flag --role"},
+		{Key: "node.role", Value: "agent", Origin: "flag --role"},
 		{Key: "cluster.name", Value: "shop", Origin: file + ":2"},
 		{Key: "cluster.lease", Value: "6s", Origin: "env UAC_CLUSTER_LEASE"},
 		{Key: "log.level", Value: "debug", Origin: "flag --set"},
-		{Key: "pki.join", Value: "********", Origin: file + ":3"},
+		{Key: "pki.join", Value: "********", Origin: "env UAC_PKI_JOIN"},
 		{Key: "cluster.on_stop", Value: "handover", Origin: "default"},
 	} {
 		if shown[want.Key] != want {

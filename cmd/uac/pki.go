@@ -129,9 +129,8 @@ the node's pki.dir (by default pki below its data directory). Without DIR it is
 called like the node. Nothing is overwritten (exit code 6).
 
 The directory of a controller holds the keys of the CAs as well, with which
-controllers issue and renew, and the record of the first API token. Agents,
-relays and watches can also enrol by themselves with a join token; see uac token
-create --help.`,
+controllers issue and renew, and the record of the first API token. Agents
+can also enrol by themselves with a join token; see uac token create --help.`,
 		Example: `  uac pki issue --role controller --name c1 --host c1.example.com --host 10.0.0.1
   uac pki issue --role watch --name w1
   uac pki issue --role agent --name web1.example.com --days 365 /tmp/web1`,

@@ -30,7 +30,7 @@ type tokenOptions struct {
 	replace         bool
 }
 
-var tokenRoles = []string{"viewer", "operator", "admin", "agent", "relay", "watch"}
+var tokenRoles = []string{"viewer", "operator", "admin", "agent"}
 
 func newTokenCreateCommand(a *app) *cobra.Command {
 	var opts tokenOptions
@@ -43,9 +43,9 @@ For a person or program, ROLE is what they may do: viewer sees, operator runs an
 defines work and steers the cluster, admin does the rest. --name says whom the
 token stands for in the audit trail.
 
-For a node that joins, ROLE is what it will be: agent, relay or watch. The token is
-good for one node, for --ttl, and for the name or pattern --name; the node takes
-it by uac --role=ROLE --join TOKEN.`,
+For an agent that joins, ROLE is agent. The token is good for one agent, for --ttl,
+and for the name or pattern --name; the agent takes it by uac --role=agent
+--join TOKEN. Controllers and watches get their keys from uac pki issue.`,
 		Example: `  uac token create --role agent --ttl 1h
   uac token create --role agent --name 'web*' --ttl 10m
   uac token create --role agent --name web1 --replace   # the machine was installed anew
@@ -55,9 +55,9 @@ it by uac --role=ROLE --join TOKEN.`,
 	}
 	fs := cmd.Flags()
 	fs.StringVar(&opts.role, "role", "", "`ROLE`: "+strings.Join(tokenRoles, ", "))
-	fs.StringVar(&opts.name, "name", "", "`NAME` of whom it stands for, or name or pattern of the node")
+	fs.StringVar(&opts.name, "name", "", "`NAME` of whom it stands for, or name or pattern of the agent")
 	fs.DurationVar(&opts.ttl, "ttl", 0, "`TIME` that it lives (default: 1h to join, else for ever)")
-	fs.BoolVar(&opts.replace, "replace", false, "the node may take the place of one with the same name")
+	fs.BoolVar(&opts.replace, "replace", false, "the agent may take the place of one with the same name")
 	whyFlag(fs, &opts.why)
 	_ = cmd.RegisterFlagCompletionFunc("role", cobra.FixedCompletions(tokenRoles, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
@@ -74,8 +74,8 @@ func runTokenCreate(ctx context.Context, a *app, opts tokenOptions) error {
 		return usageError("--role must be given: one of %s", strings.Join(tokenRoles, ", "))
 	}
 	switch {
-	case opts.role == string(roles.RoleController):
-		return usageError("--role controller: a controller does not join with a token; make its directory with uac pki issue")
+	case opts.role == string(roles.RoleController) || opts.role == string(roles.RoleWatch):
+		return usageError("--role %s: a %[1]s does not join with a token; make its directory with uac pki issue", opts.role)
 	case !slices.Contains(tokenRoles, opts.role):
 		return usageError("--role %q: must be one of %s", opts.role, strings.Join(tokenRoles, ", "))
 	}

@@ -92,10 +92,7 @@ func (c *Controller) admitNode(snap coord.Snapshot, r *wire.EnrollRequest) (*wir
 		return none(err)
 	}
 	_, agentKnown := snap.Get(agentKey(grant.Name))
-	bundle, err := c.deps.Authority.Enrol(reqs, grant, func(id pki.Identity) (bool, error) {
-		_, node := c.member.Record(id.Name)
-		return agentKnown && id.Role == pki.Agent || node && id.Role != pki.Agent, nil
-	})
+	bundle, err := c.deps.Authority.Enrol(reqs, grant, func(pki.Identity) (bool, error) { return agentKnown, nil })
 	if err != nil {
 		return none(err)
 	}

@@ -81,32 +81,26 @@ func TestEnroll(t *testing.T) {
 	w := newWorld(t, worldOptions{})
 	c1 := w.node("c1")
 	root := w.ca.RootFingerprint()
-	for _, tt := range []struct {
-		role pki.Role
-		name string
-	}{{pki.Agent, "a1"}, {pki.Watch, "w1"}} {
-		text, id := c1.token(api.TokenSpec{Role: string(tt.role), Name: tt.name})
-		m := newNewcomer(t, tt.role, tt.name, text)
-		resp, err := m.enroll(c1)
-		if err != nil {
-			t.Fatalf("%s: %v", tt.name, err)
-		}
-		m.install(resp, root)
-		same(t, "the events of "+tt.name, []string{"node.enrolled"}, c1.events(tt.name))
-		// The answer was lost: the same machine asks again.
-		resp, err = m.enroll(c1)
-		if err != nil {
-			t.Fatalf("%s again: %v", tt.name, err)
-		}
-		m.install(resp, root)
-		tokens, err := c1.ListTokens(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, tok := range tokens {
-			if tok.ID == id && !tok.Used {
-				t.Errorf("the token of %s is not used up", tt.name)
-			}
+	text, id := c1.token(api.TokenSpec{Role: "agent", Name: "a1"})
+	m := newNewcomer(t, pki.Agent, "a1", text)
+	resp, err := m.enroll(c1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.install(resp, root)
+	same(t, "the events", []string{"node.enrolled"}, c1.events("a1"))
+	// The answer was lost: the same machine asks again.
+	if resp, err = m.enroll(c1); err != nil {
+		t.Fatalf("again: %v", err)
+	}
+	m.install(resp, root)
+	tokens, err := c1.ListTokens(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tok := range tokens {
+		if tok.ID == id && !tok.Used {
+			t.Error("the token is not used up")
 		}
 	}
 	if a, err := c1.GetAgent(t.Context(), "a1"); err != nil || a.Connected {
@@ -310,6 +304,7 @@ func TestTokens(t *testing.T) {
 		{api.TokenSpec{Role: "king", Name: "x", TTL: time.Hour}, api.ErrInvalid},
 		{api.TokenSpec{Role: "admin", TTL: time.Hour}, api.ErrInvalid},
 		{api.TokenSpec{Role: "controller", Name: "c9", TTL: time.Hour}, api.ErrInvalid},
+		{api.TokenSpec{Role: "watch", Name: "w9", TTL: time.Hour}, api.ErrInvalid},
 		{api.TokenSpec{Role: "agent", Name: "a*", Replace: true, TTL: time.Hour}, api.ErrInvalid},
 		{api.TokenSpec{Role: "agent", Name: "a1"}, api.ErrInvalid},
 	} {

@@ -63,7 +63,7 @@ type newToken struct {
 func (s *Server) createToken(ctx context.Context, in *struct {
 	WhyQuery
 	Body struct {
-		Role    string         `json:"role" enum:"viewer,operator,admin,controller,watch,relay,agent" doc:"Of a person or program: viewer, operator, admin. Of a node that joins: watch, relay, agent"`
+		Role    string         `json:"role" enum:"viewer,operator,admin,agent" doc:"Of a person or program: viewer, operator, admin. Of an agent that joins: agent"`
 		Name    string         `json:"name,omitempty" maxLength:"63" doc:"Whom the token stands for, or the name or name pattern of the node"`
 		TTL     roles.Duration `json:"ttl,omitempty" doc:"Lifetime, like 1h30m. Without one a join token lives 1h, others for ever"`
 		Replace bool           `json:"replace,omitempty" doc:"The node may take the place of one with the same name"`

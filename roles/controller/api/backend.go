@@ -216,10 +216,9 @@ type Token struct {
 
 // TokenSpec asks for a new token.
 type TokenSpec struct {
-	// Role is viewer, operator or admin for an API token, agent, relay,
-	// watch or controller for a join token.
+	// Role is viewer, operator or admin for an API token, agent for a join token.
 	Role string `json:"role"`
-	// Name of the API token, or the name or name pattern of the joining node.
+	// Name of the API token, or the name or name pattern of the joining agent.
 	Name    string        `json:"name,omitempty"`
 	TTL     time.Duration `json:"ttl,omitempty"`
 	Replace bool          `json:"replace,omitempty"`
