@@ -125,11 +125,16 @@ func benchElection(b *testing.B, leads bool) {
 
 // campaign returns when name leads and has written a first time under that
 // leadership.
-func campaign(ctx context.Context, cl *clientv3.Client, name string, ttl int) error {
+func campaign(ctx context.Context, cl *clientv3.Client, name string, ttl int) (err error) {
 	s, err := concurrency.NewSession(cl, concurrency.WithTTL(ttl), concurrency.WithContext(ctx))
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			_ = s.Close() // or the next campaign waits for the key of this one
+		}
+	}()
 	e := concurrency.NewElection(s, "election")
 	if err := e.Campaign(ctx, name); err != nil {
 		return err

@@ -187,7 +187,8 @@ func (e *etcd) handOver(ctx context.Context, to string) {
 	if s.Leader() != s.MemberID() || !ok {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, 4*raftTick)
+	const patience = 400 * time.Millisecond // MoveLeader looks every raftTick
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if err := s.MoveLeader(ctx, uint64(s.MemberID()), uint64(id)); err != nil {
 		e.log.Debug("raft leadership not handed over", "to", to, "error", err)

@@ -51,7 +51,7 @@ func (e evidence) String() string {
 const (
 	// notActingPulses in a row are evidence.
 	notActingPulses = 3
-	// pulsesPerSilence is how many pulses a member sends per silence timeout.
+	// pulsesPerSilence is how many pulses a member sends per silence timeout at least.
 	pulsesPerSilence = 10
 	// maintenanceGrace bounds how long announced maintenance excuses a stall.
 	maintenanceGrace = 60 * time.Second

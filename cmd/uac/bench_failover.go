@@ -300,7 +300,7 @@ func (b *bench) failoverTrial(ctx context.Context, f fault, lead bool) (t failov
 	survivors := b.others(victim.Name)
 	var watchers []*watcher
 	for _, n := range survivors {
-		w := b.watch(ctx, n)
+		w := b.watch(ctx, n, survivorEvery)
 		defer w.close()
 		watchers = append(watchers, w)
 	}
@@ -345,7 +345,7 @@ func (b *bench) failoverTrial(ctx context.Context, f fault, lead bool) (t failov
 		}
 	}()
 	if f.survives && !f.frozen {
-		old.start(ctx)
+		old.start(ctx, probeEvery)
 	}
 	if t.Successor, t.firstWrite, err = firstWrite(ctx, survivors, t.struck); err != nil {
 		return t, err
@@ -363,7 +363,7 @@ func (b *bench) failoverTrial(ctx context.Context, f fault, lead bool) (t failov
 	}
 	if f.frozen {
 		// The first question waits for it when it wakes.
-		old.start(ctx)
+		old.start(ctx, probeEvery)
 		if err := pause(ctx, 5*time.Millisecond); err != nil {
 			return t, err
 		}

@@ -97,8 +97,12 @@ func whenClosed(ctx context.Context, n devNode) (<-chan int64, error) {
 }
 
 // probeEvery is how often the load balancer's probe is asked. Real ones ask
-// every second or so; this is to see when they could know.
-const probeEvery = 5 * time.Millisecond
+// every second or so; this is to see when they could know. The survivors of a blow
+// are asked less often: the answers take the time of the processors that they need.
+const (
+	probeEvery    = 2 * time.Millisecond
+	survivorEvery = 5 * time.Millisecond
+)
 
 // watcher asks one node again and again whether it is Active, like a load
 // balancer.
@@ -115,9 +119,9 @@ type watcher struct {
 }
 
 // watch starts to ask a node.
-func (b *bench) watch(ctx context.Context, n devNode) *watcher {
+func (b *bench) watch(ctx context.Context, n devNode, every time.Duration) *watcher {
 	w := b.newWatcher(n)
-	w.start(ctx)
+	w.start(ctx, every)
 	return w
 }
 
@@ -141,11 +145,11 @@ func (b *bench) newWatcher(n devNode) *watcher {
 	}}
 }
 
-// start begins to ask every few milliseconds.
-func (w *watcher) start(ctx context.Context) {
+// start begins to ask again and again.
+func (w *watcher) start(ctx context.Context, every time.Duration) {
 	ctx, w.stop = context.WithCancel(ctx)
 	w.done.Go(func() {
-		tick := time.NewTicker(probeEvery)
+		tick := time.NewTicker(every)
 		defer tick.Stop()
 		for {
 			w.ask(ctx)

@@ -182,7 +182,7 @@ func (b *bench) switchoverTrial(ctx context.Context, w *writer) (write, silence,
 		return 0, 0, 0, err
 	}
 	next := b.others(old.Name)[0]
-	from, to := b.watch(ctx, old), b.watch(ctx, next)
+	from, to := b.watch(ctx, old, probeEvery), b.watch(ctx, next, probeEvery)
 	defer from.close()
 	defer to.close()
 	for from.activeSince() == 0 {

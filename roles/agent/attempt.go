@@ -30,28 +30,35 @@ const (
 // has already been run.
 var errStartedBefore = errors.New("the attempt was started before, by a process that left no record of it")
 
-// prepare makes the directory anew, out of a spare one. What an earlier process of the
-// agent prepared and never used is thrown away.
-func (d attemptDir) prepare(script string, from *spares) error {
-	spare, err := from.take()
-	if err != nil {
-		return err
+// prepare makes the directory anew, out of one in stock if it can. What an earlier
+// process of the agent prepared and never used is thrown away.
+func (d attemptDir) prepare(script string, stock *spares) error {
+	if _, err := os.Lstat(d.file(fileStatus)); err == nil {
+		return errStartedBefore
 	}
-	err = os.Rename(spare, string(d))
-	if errors.Is(err, fs.ErrExist) {
-		if _, err := os.Lstat(d.file(fileStatus)); err == nil {
-			return errors.Join(errStartedBefore, os.RemoveAll(spare))
-		}
+	if !stock.give(d) {
 		if err := os.RemoveAll(string(d)); err != nil {
 			return err
 		}
-		err = os.Rename(spare, string(d))
-	}
-	if err != nil {
-		return err
+		if err := d.make(); err != nil {
+			return err
+		}
 	}
 	// Need not survive: after a power cut the script is not run again.
 	return os.WriteFile(d.file(fileScript), []byte(script), 0o700) //nolint:forbidigo // see above
+}
+
+// make makes the directory with what is the same for all attempts.
+func (d attemptDir) make() error {
+	for _, dir := range []string{string(d), d.file(dirWork)} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mkfifo(d.file(fileAlive), 0o600); err != nil {
+		return fmt.Errorf("make pipe: %w", err)
+	}
+	return nil
 }
 
 // command returns the command line that runs the attempt's script.

@@ -51,8 +51,8 @@ func newLauncher(dir string) (*launcher, error) {
 	return &launcher{wrapper: path, base: baseEnv()}, nil
 }
 
-// heedSignals lets children start with no signal ignored, whatever started the agent
-// (nohup, a shell's &): a shell script cannot trap what was ignored when it began.
+// heedSignals lets children start with none of the signals ignored that end or tell a
+// program something, whatever started the agent (nohup, a shell's &): a shell script cannot trap what was ignored when it began.
 // Being told of a signal is as good as ignoring it, and children do not inherit it.
 func heedSignals() {
 	for sig := syscall.Signal(1); sig <= syscall.SIGSYS; sig++ {

@@ -127,7 +127,7 @@ func (a *Agent) begin(ctx context.Context, r *run, c *wire.Start, seq uint64, qu
 	a.notify(r.key)
 	a.mu.Unlock()
 	a.deps.Point(pointLaunched)
-	a.stock()
+	a.runners.Go(a.stock)
 	a.attend(ctx, r, p, pipe)
 }
 

@@ -1,13 +1,11 @@
 package agent
 
 import (
-	"fmt"
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
-	"sync/atomic"
-
-	"golang.org/x/sys/unix"
+	"sync"
 
 	"uac/codestation/durable"
 )
@@ -21,8 +19,10 @@ const maxSpares = 8
 // change. Safe for concurrent use.
 type spares struct {
 	root string
-	made atomic.Int64
-	free chan string
+	free chan attemptDir
+
+	filling sync.Mutex // guards the following
+	made    int        // so far: their names
 }
 
 // newSpares keeps directories below root. What an earlier process left there is
@@ -40,45 +40,36 @@ func newSpares(root string) (*spares, error) {
 			return nil, err
 		}
 	}
-	return &spares{root: root, free: make(chan string, maxSpares)}, nil
+	return &spares{root: root, free: make(chan attemptDir, maxSpares)}, nil
 }
 
-// fill makes what was taken.
+// fill makes what was given away, unless somebody does already.
 func (s *spares) fill() error {
+	if !s.filling.TryLock() {
+		return nil
+	}
+	defer s.filling.Unlock()
 	for len(s.free) < maxSpares {
-		dir, err := s.make()
-		if err != nil {
-			return err
+		s.made++
+		d := attemptDir(filepath.Join(s.root, strconv.Itoa(s.made)))
+		if err := d.make(); err != nil {
+			return errors.Join(err, os.RemoveAll(string(d)))
 		}
-		select {
-		case s.free <- dir:
-		default: // somebody else was faster
-			return os.RemoveAll(dir)
-		}
+		s.free <- d
 	}
 	return nil
 }
 
-// take returns a directory that belongs to the caller.
-func (s *spares) take() (string, error) {
+// give makes a spare directory that of an attempt, and reports whether it could: one is
+// in stock, and none has that name.
+func (s *spares) give(to attemptDir) bool {
 	select {
-	case dir := <-s.free:
-		return dir, nil
+	case d := <-s.free:
+		if os.Rename(string(d), string(to)) == nil {
+			return true
+		}
+		_ = os.RemoveAll(string(d)) // what is left is removed at the next start
 	default:
-		return s.make()
 	}
-}
-
-func (s *spares) make() (string, error) {
-	d := attemptDir(filepath.Join(s.root, strconv.FormatInt(s.made.Add(1), 10)))
-	if err := os.Mkdir(string(d), 0o700); err != nil {
-		return "", err
-	}
-	if err := os.Mkdir(d.file(dirWork), 0o700); err != nil {
-		return "", err
-	}
-	if err := unix.Mkfifo(d.file(fileAlive), 0o600); err != nil {
-		return "", fmt.Errorf("make pipe: %w", err)
-	}
-	return string(d), nil
+	return false
 }

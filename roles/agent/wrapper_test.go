@@ -373,24 +373,22 @@ func TestSpares(t *testing.T) {
 	if err != nil || len(stock) != maxSpares {
 		t.Errorf("%d directories in stock, %v", len(stock), err)
 	}
-	seen := map[string]bool{}
-	for range maxSpares + 1 { // one more than there are
-		dir, err := s.take()
-		if err != nil {
-			t.Fatal(err)
+	attempts := t.TempDir()
+	used := attemptDir(filepath.Join(attempts, "used"))
+	if err := os.MkdirAll(used.file(dirWork), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if s.give(used) {
+		t.Error("a directory with something in it was replaced")
+	}
+	for i := range maxSpares { // one more than are left
+		d := attemptDir(filepath.Join(attempts, fmt.Sprint(i)))
+		if given, want := s.give(d), i < maxSpares-1; given != want {
+			t.Errorf("given %v at %d", given, i)
 		}
-		if seen[dir] {
-			t.Errorf("%s was given out twice", dir)
-		}
-		seen[dir] = true
-		if left, err := os.ReadDir(attemptDir(dir).file(dirWork)); err != nil || len(left) > 0 {
-			t.Errorf("working directory: %v, %v", left, err)
-		}
-		pipe, err := attemptDir(dir).openAlive()
-		if err != nil {
-			t.Fatal(err)
-		}
-		pipe.Close()
+	}
+	if left, err := os.ReadDir(root); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }
 

@@ -117,8 +117,7 @@ func (d *desk) linkUp(r route) {
 	}
 	d.agents.routes[agent] = r
 	delete(d.agents.missing, agent)
-	h := r.hello()
-	journal := roles.Journal{ID: h.GetJournal().GetId(), Counter: h.GetJournal().GetCounter()}
+	journal := journalOf(r.hello().GetJournal())
 	for _, o := range d.byAgent[agent] {
 		d.meet(o, agent, journal)
 	}

@@ -54,6 +54,9 @@ type owned struct {
 	// effect is done once for each link and not at every turn.
 	performed map[roles.Effect]string
 	waiting   map[string]int // step -> attempt whose retry delay runs
+	// changed are agents that refused a command because of their journal, with the
+	// link in use then.
+	changed map[string]string
 	// commands of the inbox that were taken in and are being removed.
 	commands map[string]bool
 	// counted is set while the request counts as one of this node's open ones.
@@ -83,6 +86,9 @@ func (d *desk) run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
+			for _, f := range d.mail.take() {
+				f() // an orderly end: what was asked for in time is still committed
+			}
 			return ctx.Err()
 		case <-d.mail.signal:
 			for _, f := range d.mail.take() {
@@ -118,7 +124,13 @@ func (d *desk) accept(adm admission, answer func(coord.Result, error)) {
 		if err == nil && res.Won {
 			d.mail.post(func() {
 				state := state.Accepted(res.Revision)
-				d.take(id, state, state.Fence)
+				o := d.take(id, state, state.Fence)
+				// An agent may have come back since it was chosen, with another journal.
+				for _, st := range state.Steps {
+					if r := d.linkTo(st.Agent); r != nil {
+						d.meet(o, st.Agent, journalOf(r.hello().GetJournal()))
+					}
+				}
 			})
 		}
 		answer(res, err)
@@ -127,8 +139,8 @@ func (d *desk) accept(adm admission, answer func(coord.Result, error)) {
 
 // take makes the desk the owner of a request whose claim was stored under
 // fence, with the state as it was at that revision or later.
-func (d *desk) take(id string, state roles.State, fence roles.Fence) {
-	o := &owned{id: id, state: state, performed: map[roles.Effect]string{}, waiting: map[string]int{}, commands: map[string]bool{}}
+func (d *desk) take(id string, state roles.State, fence roles.Fence) *owned {
+	o := &owned{id: id, state: state, performed: map[roles.Effect]string{}, waiting: map[string]int{}, changed: map[string]string{}, commands: map[string]bool{}}
 	d.owned[id] = o
 	d.count(o)
 	for _, st := range state.Steps {
@@ -138,6 +150,7 @@ func (d *desk) take(id string, state roles.State, fence roles.Fence) {
 	for kv := range d.c.member.View().Snapshot().Range(prefixInbox + id + "/") {
 		d.command(kv)
 	}
+	return o
 }
 
 // drop forgets a request without touching what is stored.

@@ -455,3 +455,28 @@ func TestForcedAndTakenOver(t *testing.T) {
 	a.quiet(c1)
 	same(t, "the claim", fence, c1.fence(r.ID))
 }
+
+// TestLateRefusal: two commands are refused because the machine was set back, and the
+// second refusal comes when the step has been dispatched again.
+func TestLateRefusal(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	c1 := w.node("c1")
+	a := w.agent(c1, "a1", nil)
+	p := process("p", step("one", "a1"))
+	p.Steps[0].Repeatable = true
+	c1.apply(p)
+	r := c1.accept("p")
+	s := a.start()
+	a.refuse(s, wire.Refusal_WRONG_JOURNAL)
+	again := a.start()
+	if again.GetAttempt() != 2 {
+		t.Fatalf("attempt %d was sent", again.GetAttempt())
+	}
+	a.running(again)
+	c1.awaitStep(r.ID, "one", roles.StepRunning)
+	a.refuse(s, wire.Refusal_WRONG_JOURNAL)
+	a.quiet(c1)
+	if st := stepOf(c1.awaitStatus(r.ID, roles.RequestRunning), "one"); st.Attempt != 2 || st.Status != roles.StepRunning {
+		t.Errorf("step is %s in attempt %d", st.Status, st.Attempt)
+	}
+}

@@ -63,6 +63,15 @@ func (d *desk) refused(o *owned, agent string, ref *wire.Refusal) {
 	case wire.Refusal_STALE_FLOOR:
 		d.reclaim(o)
 	case wire.Refusal_WRONG_JOURNAL:
+		// A journal changes with the link. What else was refused on this one, and
+		// comes late from another controller, must not be held against what was
+		// dispatched since.
+		if l := d.linkTo(agent); l != nil {
+			if o.changed[agent] == l.nonce() {
+				return
+			}
+			o.changed[agent] = l.nonce()
+		}
 		// The command named a journal and a counter that had been reported before
 		// it was sent. With the same id, the journal has gone back since.
 		id := ref.GetJournal().GetId()
@@ -106,12 +115,13 @@ var effectOf = map[wire.Refusal_Command]roles.EffectKind{
 // catchUp bounds the wait for what an agent knows already.
 const catchUp = time.Second
 
-// strange answers for a request that this desk does not own. Known is the fence
-// that the agent has for it: an agent that is linked here may have been told of a
+// strange answers for a request that this desk does not own. Known is a fence that
+// the agent was shown for it: an agent that is linked here may have been told of a
 // claim by the owner before this view shows it.
 func (d *desk) strange(agent, id string, known *wire.Fence, m *wire.AgentMessage) {
 	view := d.c.member.View()
-	if claimed := known.GetRevision(); view.Revision() < claimed {
+	generation, _ := d.c.member.Generation()
+	if claimed := known.GetRevision(); known.GetGeneration() == uint64(generation) && view.Revision() < claimed {
 		d.tasks.do(func() {
 			ctx, cancel := context.WithTimeout(d.ctx, catchUp)
 			defer cancel()

@@ -49,27 +49,42 @@ func (c *Controller) Accept(ctx context.Context, a api.Actor, spec api.RunSpec, 
 	} else {
 		s.Submit(adm.with(adm.state, roles.Change{Record: true}), answer)
 	}
-	id := adm.state.Request.ID
-	select {
-	case <-s.Context().Done(): // and the desk with it, perhaps with this in its mailbox
-		return none(fmt.Errorf("%w: whether the request was accepted is unknown: %w", api.ErrUnavailable, coord.ErrFenced))
-	case <-ctx.Done():
-		return none(fmt.Errorf("%w: whether the request was accepted is unknown: %w", api.ErrUnavailable, ctx.Err()))
-	case o := <-done:
-		if o.err != nil {
-			return none(unavailable(o.err))
-		}
-		// The answer may be used for a read at once, here or elsewhere.
-		if err := c.member.View().Wait(ctx, o.res.Revision); err != nil {
-			return none(unavailable(err))
-		}
-		if !o.res.Won {
-			req, found, err := c.accepted(key, spec)
-			if err == nil && !found {
-				err = fmt.Errorf("%w: request id %s is taken", api.ErrConflict, id)
+	unknown := func(why error) (api.Request, bool, error) {
+		return none(fmt.Errorf("%w: whether the request was accepted is unknown: %w", api.ErrUnavailable, why))
+	}
+	ended := s.Context().Done()
+	var late <-chan time.Time
+	for {
+		select {
+		case <-ended:
+			// An orderly end still commits what was under way. Else the desk is gone
+			// too, perhaps with this in its mailbox.
+			ended, late = nil, time.After(goodbyeTimeout)
+		case <-late:
+			return unknown(coord.ErrFenced)
+		case <-ctx.Done():
+			return unknown(ctx.Err())
+		case o := <-done:
+			if o.err != nil {
+				return none(unavailable(o.err))
 			}
-			return req, false, err
+			return c.outcome(ctx, spec, key, adm.state.Request.ID, o.res)
 		}
+	}
+}
+
+// outcome returns what an acceptance came to. Its answer may be used for a read at
+// once, here or elsewhere.
+func (c *Controller) outcome(ctx context.Context, spec api.RunSpec, key, id string, res coord.Result) (api.Request, bool, error) {
+	if err := c.member.View().Wait(ctx, res.Revision); err != nil {
+		return api.Request{}, false, unavailable(err)
+	}
+	if !res.Won {
+		req, found, err := c.accepted(key, spec)
+		if err == nil && !found {
+			err = fmt.Errorf("%w: request id %s is taken", api.ErrConflict, id)
+		}
+		return req, false, err
 	}
 	r, err := c.GetRequest(ctx, id)
 	return r, true, err
@@ -78,11 +93,11 @@ func (c *Controller) Accept(ctx context.Context, a api.Actor, spec api.RunSpec, 
 // admission is what becomes of a call of Accept.
 type admission struct {
 	// before is the request that an earlier call with the same key made, nil for
-	// none. Otherwise tx makes a new one, in the given state.
+	// none. Otherwise there is a new one: its state, and the transaction that makes
+	// it but for the records of the state.
 	before *api.Request
-	// tx has all of it but the records of the state.
-	state roles.State
-	tx    coord.Tx
+	state  roles.State
+	tx     coord.Tx
 	// mine says that this controller may claim the request at once.
 	mine bool
 }

@@ -14,6 +14,7 @@ import (
 	"uac/coord/coordtest"
 	"uac/roles"
 	"uac/roles/controller/api"
+	"uac/roles/wire"
 )
 
 // withParams is a process that takes parameters.
@@ -370,4 +371,35 @@ func TestAcceptanceDispatches(t *testing.T) {
 	}
 	same(t, "the fence", want, fence)
 	same(t, "the fence of the dispatch", want, state.Steps[0].Dispatch.Fence)
+}
+
+// TestJournalChangesDuringAcceptance: an agent comes back with another journal while
+// the transaction that dispatches to it is under way. Nobody will ever take the step.
+func TestJournalChangesDuringAcceptance(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	c1 := w.node("c1")
+	a := w.agent(c1, "a1", nil)
+	c1.apply(process("p", step("one", "a1")))
+	answered := make(chan error, 1)
+	var id string
+	c1.on(func(d *desk) {
+		adm, err := c1.admit(d.s, operator, api.RunSpec{Process: "p"}, "")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		id = adm.state.Request.ID
+		d.accept(adm, func(_ coord.Result, err error) { answered <- err })
+		// The desk hears of the commit when this is over.
+		a.journal = &wire.Journal{Id: "journal-of-another", Counter: 1}
+		a.link = a.newLink()
+		if !c1.links.put(a.link) {
+			t.Error("link refused")
+		}
+		d.linkUp(localRoute{a.link})
+	})
+	if err := <-answered; err != nil {
+		t.Fatal(err)
+	}
+	c1.awaitStep(id, "one", roles.StepInDoubt)
 }
