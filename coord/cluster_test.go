@@ -165,6 +165,14 @@ func (c call) apply() (*clientv3.TxnResponse, error) {
 
 func (c call) pass() (*clientv3.TxnResponse, error) { return c.next(c.ctx, c.cmps, c.then, c.els) }
 
+// passAfterLossOf passes the call on when a key has just been deleted.
+func (c call) passAfterLossOf(key string) (*clientv3.TxnResponse, error) {
+	if _, err := c.next(context.WithoutCancel(c.ctx), nil, []clientv3.Op{clientv3.OpDelete(key)}, nil); err != nil {
+		return nil, err
+	}
+	return c.pass()
+}
+
 // puts returns the value that the transaction puts to a key.
 func (c call) puts(key string) (string, bool) {
 	for _, op := range flatten(c.then) {

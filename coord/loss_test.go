@@ -191,20 +191,14 @@ func TestLossTransaction(t *testing.T) {
 		"answer lost":   {func(_ string, one call) (*clientv3.TxnResponse, error) { return lose(one) }, drop},
 		"never applied": {func(_ string, one call) (*clientv3.TxnResponse, error) { return drop(one) }, drop},
 		"the decider is lost itself": {func(decider string, one call) (*clientv3.TxnResponse, error) {
-			if _, err := one.next(t.Context(), nil, []clientv3.Op{clientv3.OpDelete("sessions/" + decider)}, nil); err != nil {
-				return nil, err
-			}
-			resp, err := one.pass()
+			resp, err := one.passAfterLossOf("sessions/" + decider)
 			if err == nil && resp.Succeeded {
 				t.Error("a fenced member decided a loss")
 			}
 			return resp, err
 		}, call.pass},
 		"the term moved": {func(_ string, one call) (*clientv3.TxnResponse, error) {
-			if _, err := one.next(t.Context(), nil, []clientv3.Op{clientv3.OpDelete("active")}, nil); err != nil {
-				return nil, err
-			}
-			resp, err := one.pass()
+			resp, err := one.passAfterLossOf("active")
 			if err == nil && resp.Succeeded {
 				t.Error("a loss was decided on an old state")
 			}
@@ -287,10 +281,7 @@ func TestSuccessorLeavesBeforeTheDecision(t *testing.T) {
 		if n++; n > 1 {
 			return one.pass()
 		}
-		if _, err := one.next(t.Context(), nil, []clientv3.Op{clientv3.OpDelete("sessions/" + succ)}, nil); err != nil {
-			return nil, err
-		}
-		resp, err := one.pass()
+		resp, err := one.passAfterLossOf("sessions/" + succ)
 		if err == nil && resp.Succeeded {
 			t.Error("the term was given to a session that is gone")
 		}

@@ -169,7 +169,7 @@ func (m *Member) newSession(e *etcd, rec SessionRecord, epoch int64) *Session {
 		etcd: e, log: m.log,
 		session: sessionKey(m.cfg.Name), epoch: epoch,
 		key: commitKey(m.cfg.Name), rev: epoch, nonce: rec.Nonce,
-		trust: m.mesh.Check, idle: idleWrite, wrote: m.wrote,
+		trust: m.mesh.Check, idle: min(idleWrite, m.cfg.StallTimeout*3/10), wrote: m.wrote,
 		wake: make(chan struct{}, 1),
 	}
 	m.wrote(time.Now())
@@ -177,8 +177,9 @@ func (m *Member) newSession(e *etcd, rec SessionRecord, epoch int64) *Session {
 }
 
 // idleWrite is how long a session goes without a write before it makes an
-// empty one: often enough for "a guarded write at least every second".
-const idleWrite = 750 * time.Millisecond
+// empty one: often enough for "a guarded write at least every second", and with a
+// short stall timeout well within the half of it that may pass between two.
+const idleWrite = 900 * time.Millisecond
 
 // Epoch of the session: the ModRevision of sessions/<node>.
 func (s *Session) Epoch() int64 { return s.epoch }

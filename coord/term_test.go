@@ -163,10 +163,7 @@ func TestSwitchover(t *testing.T) {
 	}
 	// fenceFirst ends the successor's session before the hand-over is applied.
 	fenceFirst := func(one call) (*clientv3.TxnResponse, error) {
-		if _, err := one.next(t.Context(), nil, []clientv3.Op{clientv3.OpDelete("sessions/" + passive)}, nil); err != nil {
-			return nil, err
-		}
-		return one.pass()
+		return one.passAfterLossOf("sessions/" + passive)
 	}
 	t.Run("successor left meanwhile", func(t *testing.T) {
 		was := c.Node(passive).Session().Epoch()

@@ -379,21 +379,30 @@ func (n *node) unreachable(id, agent string) {
 	n.settle()
 }
 
-// TestForced ends a step by force whose agent is unreachable. What it reports
-// later is told and changes nothing, and the attempt is killed.
-func TestForced(t *testing.T) {
+// forced ends the only step of a request by force, whose attempt runs at an agent that
+// cannot be reached. It returns what was sent, too.
+func forced(t *testing.T, as string) (*node, *agent, api.Request, *wire.Start) {
+	t.Helper()
 	w := newWorld(t, worldOptions{})
 	c1 := w.node("c1")
 	a := w.agent(c1, "a1", nil)
 	c1.apply(process("p", step("one", "a1")))
 	r := c1.accept("p")
-	a.running(a.start())
+	s := a.start()
+	a.running(s)
 	c1.awaitStep(r.ID, "one", roles.StepRunning)
 	a.disconnect()
 	c1.unreachable(r.ID, "a1")
-	if err := c1.Resolve(t.Context(), operator, r.ID, "one", "failed", true); err != nil {
+	if err := c1.Resolve(t.Context(), operator, r.ID, "one", as, true); err != nil {
 		t.Fatal(err)
 	}
+	return c1, a, r, s
+}
+
+// TestForced ends a step by force whose agent is unreachable. What it reports
+// later is told and changes nothing, and the attempt is killed.
+func TestForced(t *testing.T) {
+	c1, a, r, _ := forced(t, "failed")
 	c1.awaitStatus(r.ID, roles.RequestFailed)
 	a.connect(c1)
 	same(t, "the kill", &wire.Kill{Request: r.ID, Step: "one", Attempt: 1, Fence: c1.fence(r.ID)}, a.killed())
@@ -410,19 +419,7 @@ func TestForced(t *testing.T) {
 // TestForcedAndTakenOver changes the owner of a final request while an attempt
 // may run that was given up: the next one kills it all the same.
 func TestForcedAndTakenOver(t *testing.T) {
-	w := newWorld(t, worldOptions{})
-	c1 := w.node("c1")
-	a := w.agent(c1, "a1", nil)
-	c1.apply(process("p", step("one", "a1")))
-	r := c1.accept("p")
-	s := a.start()
-	a.running(s)
-	c1.awaitStep(r.ID, "one", roles.StepRunning)
-	a.disconnect()
-	c1.unreachable(r.ID, "a1")
-	if err := c1.Resolve(t.Context(), operator, r.ID, "one", "success", true); err != nil {
-		t.Fatal(err)
-	}
+	c1, a, r, s := forced(t, "success")
 	c1.awaitStatus(r.ID, roles.RequestSucceeded)
 	for range 2 {
 		c1 = c1.restart()

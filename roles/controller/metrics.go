@@ -1,6 +1,8 @@
 package controller
 
 import (
+	"slices"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"uac/coord"
@@ -32,6 +34,9 @@ func (c *Controller) RegisterMetrics(r prometheus.Registerer) error {
 		gauge("term", "Epoch of the term while this node may act as Active, else 0.", c.actingTerm),
 		gauge("raft_leader", "1 while this node leads raft, as it sees it.", func() float64 { return yes(c.member.RaftLeader() == c.cfg.Name) }),
 		gauge("offline", "1 while this node has no session or no trust.", mode(coord.ModeOffline)),
+		gauge("failover_ready", "1 while the loss of the Active would be taken over without an operator, as this node sees it.",
+			func() float64 { return yes(c.failoverReady()) }),
+		gauge("nodes_silent", "Nodes that hold a session and do not answer this node: their loss is under way, or waits for an operator.", c.silentNodes),
 		gauge("requests_owned", "Requests that this node owns and that are not final.", func() float64 { return float64(c.counted.Load()) }),
 		gauge("agents_linked", "Agents that hold a link to this node.", func() float64 { return float64(len(c.links.agents())) }),
 		gauge("store_used_ratio", "Part of the storage quota that is in use.", func() float64 { used, _ := c.member.Room(); return used }),
@@ -58,4 +63,23 @@ func (c *Controller) actingTerm() float64 {
 		return 0
 	}
 	return float64(t.Epoch())
+}
+
+// failoverReady reports whether there is an Active whose loss would be taken over
+// without an operator.
+func (c *Controller) failoverReady() bool {
+	return slices.ContainsFunc(c.member.Nodes(), func(n coord.NodeStatus) bool {
+		return n.Mode == coord.ModeActive && n.Unready == ""
+	})
+}
+
+// silentNodes counts the nodes with a session that do not answer.
+func (c *Controller) silentNodes() float64 {
+	silent := 0
+	for _, n := range c.member.Nodes() {
+		if n.Silent {
+			silent++
+		}
+	}
+	return float64(silent)
 }

@@ -2,10 +2,13 @@ package controller
 
 import (
 	"errors"
+	"math"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"uac/coord"
 	"uac/coord/coordtest"
@@ -45,8 +48,46 @@ func TestLossThatWaitsForAnOperator(t *testing.T) {
 	if n, _ := active(alive); n.UptimeSeconds > int64(n.LastSeen.Sub(n.Started)/time.Second)+1 {
 		t.Errorf("%s died at %v and its uptime goes on: %d s since %v", n.Name, n.LastSeen, n.UptimeSeconds, n.Started)
 	}
+	same(t, "metrics of readiness and silence", []float64{0, 1}, metricsOf(t, alive, "uac_failover_ready", "uac_nodes_silent"))
 	_, err := alive.Switchover(t.Context(), operator, alive.cfg.Name)
 	if !errors.Is(err, api.ErrConflict) || !strings.Contains(err.Error(), "confirm-lost") {
 		t.Errorf("switchover from a node that does not answer: %v", err)
 	}
+}
+
+// metricsOf scrapes gauges.
+func metricsOf(t *testing.T, n *node, names ...string) []float64 {
+	t.Helper()
+	r := prometheus.NewRegistry()
+	if err := n.RegisterMetrics(r); err != nil {
+		t.Fatal(err)
+	}
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := make([]float64, len(names))
+	for i, name := range names {
+		values[i] = math.NaN()
+		for _, f := range families {
+			if f.GetName() == name {
+				values[i] = f.GetMetric()[0].GetGauge().GetValue()
+			}
+		}
+	}
+	return values
+}
+
+func TestFailoverReadyMetric(t *testing.T) {
+	w := newWorld(t, worldOptions{controllers: 3})
+	c1 := w.node("c1")
+	ready := func(want float64) {
+		t.Helper()
+		coordtest.Await(t, c1.member.View(), "readiness is known", func(coord.Snapshot) bool {
+			return metricsOf(t, c1, "uac_failover_ready")[0] == want
+		})
+	}
+	ready(1)
+	w.kill("c2") // of the two that are left none could go on alone
+	ready(0)
 }
