@@ -52,6 +52,7 @@ func (m *Member) Session(ctx context.Context, rec NodeRecord, fn func(ctx contex
 	if err != nil {
 		return err
 	}
+	caller := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	s.ctx = ctx
@@ -85,6 +86,11 @@ func (m *Member) Session(ctx context.Context, rec NodeRecord, fn func(ctx contex
 	// The session's own goroutines outlive fn, so that fn can say goodbye.
 	stop()
 	ownErr := own.Wait()
+	if cause := context.Cause(ctx); cause != nil && caller.Err() == nil {
+		// The first reason. The group may have been told of the end before it was told
+		// of what brought it about.
+		ownErr = cause
+	}
 	s.endTerm(math.MaxInt64, ErrFenced)
 	switch {
 	case s.saidGoodbye():

@@ -389,3 +389,30 @@ func TestRegisterKeepsWhatOperatorsSet(t *testing.T) {
 		t.Errorf("registered as %+v, want preferred, not paused", rec)
 	}
 }
+
+// TestSessionSaysWhyItEnded: whichever of a session's goroutines is told first, its
+// end has the reason of the one that saw it.
+func TestSessionSaysWhyItEnded(t *testing.T) {
+	t.Parallel()
+	c := coordtest.Start(t, coordtest.Options{Controllers: 1})
+	m := c.Node("c1").Member
+	if err := m.Sync(t.Context()); err != nil { // it is up
+		t.Fatal(err)
+	}
+	cl := client(t, m)
+	err := m.Session(t.Context(), coord.NodeRecord{}, func(ctx context.Context, _ *coord.Session) error {
+		// The one that saw it is kept busy, while the others end.
+		for range 200_000 {
+			_, stop := context.WithCancel(ctx)
+			t.Cleanup(stop)
+		}
+		if _, err := cl.Delete(t.Context(), "sessions/c1"); err != nil {
+			return err
+		}
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	if !errors.Is(err, coord.ErrFenced) {
+		t.Errorf("the session ended with %v", err)
+	}
+}

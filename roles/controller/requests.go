@@ -22,14 +22,14 @@ func (c *Controller) Accept(ctx context.Context, a api.Actor, spec api.RunSpec, 
 	if err != nil {
 		return none(err)
 	}
-	adm, err := c.admit(s, a, spec, key)
+	adm, err := c.admit(a, spec, key)
 	if err != nil {
 		// A refusal is final for the client. What refuses it may be old news here,
 		// and an earlier attempt may have been accepted that is not shown yet.
 		if err := c.member.Sync(ctx); err != nil {
 			return none(unavailable(err))
 		}
-		adm, err = c.admit(s, a, spec, key)
+		adm, err = c.admit(a, spec, key)
 	}
 	if err != nil {
 		return none(err)
@@ -110,7 +110,7 @@ func (a admission) with(s roles.State, c roles.Change) coord.Tx {
 // admit decides on a call of Accept by what this controller shows. What was
 // accepted before is not refused for anything: the client would take it for
 // undone.
-func (c *Controller) admit(s *coord.Session, a api.Actor, spec api.RunSpec, key string) (admission, error) {
+func (c *Controller) admit(a api.Actor, spec api.RunSpec, key string) (admission, error) {
 	var adm admission
 	if key != "" {
 		if req, found, err := c.accepted(key, spec); found || err != nil {

@@ -383,7 +383,7 @@ func TestJournalChangesDuringAcceptance(t *testing.T) {
 	answered := make(chan error, 1)
 	var id string
 	c1.on(func(d *desk) {
-		adm, err := c1.admit(d.s, operator, api.RunSpec{Process: "p"}, "")
+		adm, err := c1.admit(operator, api.RunSpec{Process: "p"}, "")
 		if err != nil {
 			t.Error(err)
 			return
