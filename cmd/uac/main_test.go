@@ -231,11 +231,11 @@ func TestDaemon(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	stop() // the signal to stop
-	r := executeContext(t, ctx, roots(nil), []string{"UAC_PKI_JOIN=from-env"}, "--role=controller", "--config", file, "--join", "from-flag")
+	r := executeContext(t, ctx, roots(nil), []string{"UAC_NODE_DATA_DIR=/from-env"}, "--role=controller", "--config", file, "--data-dir", "/from-flag")
 	if r.code != exitDone || r.stdout != "" {
 		t.Errorf("stopped by a signal: %+v", r)
 	}
-	if got.cfg.Node.Name != "c1" || got.cfg.PKI.Join != "from-flag" || got.origins.Of("node.name").Line != 1 {
+	if got.cfg.Node.Name != "c1" || got.cfg.Node.DataDir != "/from-flag" || got.origins.Of("node.name").Line != 1 {
 		t.Errorf("the composition root got %+v", got.cfg)
 	}
 	for _, line := range strings.Split(strings.TrimSpace(r.stderr), "\n") {

@@ -456,7 +456,7 @@ func TestCompletionOfNames(t *testing.T) {
 		{"agent suspend web|", "web1 web2"},
 		{"lock release |", "web web"},
 		{"token delete |", "k5pnqxda x7aaaaaa"},
-		{"token create --role |", "viewer operator admin agent relay watch"},
+		{"token create --role |", "viewer operator admin agent"},
 	} {
 		words := strings.Fields(strings.ReplaceAll(tt.args, "|", ""))
 		last := ""
