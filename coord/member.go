@@ -307,17 +307,24 @@ func (m *Member) serving() *etcd {
 }
 
 // handOverRaft gives raft leadership, if this member has it, to a member that
-// is here.
+// is here; to a watch if it can: the loss of an Active that does not lead raft needs
+// no election.
 func (m *Member) handOverRaft(ctx context.Context) {
 	e := m.serving()
 	if e == nil {
 		return
 	}
+	to := ""
 	for _, v := range m.Voters() {
-		if v != m.cfg.Name && m.connected(v) {
-			e.handOver(ctx, v)
-			return
+		if v == m.cfg.Name || !m.connected(v) {
+			continue
 		}
+		if rec, _ := m.Record(v); to == "" || rec.Role == RoleWatch {
+			to = v
+		}
+	}
+	if to != "" {
+		e.handOver(ctx, to)
 	}
 }
 
