@@ -653,16 +653,19 @@ func (*AgentMessage_Pong) isAgentMessage_Body() {}
 // Hello opens a link. The controller checks it against the certificate, the
 // generation, and the highest journal counter ever reported, before it answers.
 type Hello struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                   // must be the name in the certificate
-	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`             // of the agent's program
-	BootId        string                 `protobuf:"bytes,3,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"` // of the machine's kernel
-	Journal       *Journal               `protobuf:"bytes,4,opt,name=journal,proto3" json:"journal,omitempty"`             // counter: everything up to here is durable
-	Generation    *Generation            `protobuf:"bytes,5,opt,name=generation,proto3" json:"generation,omitempty"`       // the highest this agent has accepted
-	Link          *LinkID                `protobuf:"bytes,6,opt,name=link,proto3" json:"link,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Host          string                 `protobuf:"bytes,8,opt,name=host,proto3" json:"host,omitempty"`                                   // host name, for people
-	MaxAttempts   uint32                 `protobuf:"varint,9,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"` // how many attempts it runs at a time
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Name        string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                   // must be the name in the certificate
+	Version     string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`             // of the agent's program
+	BootId      string                 `protobuf:"bytes,3,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"` // of the machine's kernel
+	Journal     *Journal               `protobuf:"bytes,4,opt,name=journal,proto3" json:"journal,omitempty"`             // counter: everything up to here is durable
+	Generation  *Generation            `protobuf:"bytes,5,opt,name=generation,proto3" json:"generation,omitempty"`       // the highest this agent has accepted
+	Link        *LinkID                `protobuf:"bytes,6,opt,name=link,proto3" json:"link,omitempty"`
+	Labels      map[string]string      `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Host        string                 `protobuf:"bytes,8,opt,name=host,proto3" json:"host,omitempty"`                                   // host name, for people
+	MaxAttempts uint32                 `protobuf:"varint,9,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"` // how many attempts it runs at a time
+	// Random id of this process of the agent. Two processes that live at the same
+	// time under one name are two machines with one identity.
+	Instance      string `protobuf:"bytes,10,opt,name=instance,proto3" json:"instance,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -760,6 +763,13 @@ func (x *Hello) GetMaxAttempts() uint32 {
 	return 0
 }
 
+func (x *Hello) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
 // End says how an attempt ended.
 type End struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -768,9 +778,11 @@ type End struct {
 	Code int32 `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
 	// Set only when the agent itself had to KILL the attempt's processes and no
 	// exit was recorded. code then is 128+signal.
-	Signal        int32  `protobuf:"varint,2,opt,name=signal,proto3" json:"signal,omitempty"`
-	Stopped       Stop   `protobuf:"varint,3,opt,name=stopped,proto3,enum=uac.wire.v1.Stop" json:"stopped,omitempty"` // what made the agent stop it, whatever the exit
-	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`                          // for people: why NEVER_STARTED or UNKNOWN
+	Signal  int32  `protobuf:"varint,2,opt,name=signal,proto3" json:"signal,omitempty"`
+	Stopped Stop   `protobuf:"varint,3,opt,name=stopped,proto3,enum=uac.wire.v1.Stop" json:"stopped,omitempty"` // what made the agent stop it, whatever the exit
+	Reason  string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`                          // for people: why NEVER_STARTED or UNKNOWN
+	// What the step wrote as outputs, of the names that Start asked for.
+	Outputs       map[string]string `protobuf:"bytes,5,rep,name=outputs,proto3" json:"outputs,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -833,6 +845,13 @@ func (x *End) GetReason() string {
 	return ""
 }
 
+func (x *End) GetOutputs() map[string]string {
+	if x != nil {
+		return x.Outputs
+	}
+	return nil
+}
+
 type Attempt struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Step            string                 `protobuf:"bytes,1,opt,name=step,proto3" json:"step,omitempty"`
@@ -843,8 +862,12 @@ type Attempt struct {
 	StartedUnixNano int64                  `protobuf:"varint,6,opt,name=started_unix_nano,json=startedUnixNano,proto3" json:"started_unix_nano,omitempty"` // 0: not started, or not known
 	EndedUnixNano   int64                  `protobuf:"varint,7,opt,name=ended_unix_nano,json=endedUnixNano,proto3" json:"ended_unix_nano,omitempty"`       // 0: not ended, or not known
 	Acknowledged    bool                   `protobuf:"varint,8,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`                                // an owner has persisted this end
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Output beyond the limit of the attempt was thrown away: this many bytes.
+	OutputDropped int64 `protobuf:"varint,9,opt,name=output_dropped,json=outputDropped,proto3" json:"output_dropped,omitempty"`
+	// Its processes are stopped until output is acknowledged.
+	Frozen        bool `protobuf:"varint,10,opt,name=frozen,proto3" json:"frozen,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Attempt) Reset() {
@@ -929,6 +952,20 @@ func (x *Attempt) GetEndedUnixNano() int64 {
 func (x *Attempt) GetAcknowledged() bool {
 	if x != nil {
 		return x.Acknowledged
+	}
+	return false
+}
+
+func (x *Attempt) GetOutputDropped() int64 {
+	if x != nil {
+		return x.OutputDropped
+	}
+	return 0
+}
+
+func (x *Attempt) GetFrozen() bool {
+	if x != nil {
+		return x.Frozen
 	}
 	return false
 }
@@ -1325,6 +1362,7 @@ type ControllerMessage struct {
 	//	*ControllerMessage_ReadOutput
 	//	*ControllerMessage_CancelRead
 	//	*ControllerMessage_Ping
+	//	*ControllerMessage_OutputAck
 	Body          isControllerMessage_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1453,6 +1491,15 @@ func (x *ControllerMessage) GetPing() *Ping {
 	return nil
 }
 
+func (x *ControllerMessage) GetOutputAck() *OutputAck {
+	if x != nil {
+		if x, ok := x.Body.(*ControllerMessage_OutputAck); ok {
+			return x.OutputAck
+		}
+	}
+	return nil
+}
+
 type isControllerMessage_Body interface {
 	isControllerMessage_Body()
 }
@@ -1489,6 +1536,10 @@ type ControllerMessage_Ping struct {
 	Ping *Ping `protobuf:"bytes,10,opt,name=ping,proto3,oneof"`
 }
 
+type ControllerMessage_OutputAck struct {
+	OutputAck *OutputAck `protobuf:"bytes,11,opt,name=output_ack,json=outputAck,proto3,oneof"`
+}
+
 func (*ControllerMessage_Welcome) isControllerMessage_Body() {}
 
 func (*ControllerMessage_Start) isControllerMessage_Body() {}
@@ -1504,6 +1555,8 @@ func (*ControllerMessage_ReadOutput) isControllerMessage_Body() {}
 func (*ControllerMessage_CancelRead) isControllerMessage_Body() {}
 
 func (*ControllerMessage_Ping) isControllerMessage_Body() {}
+
+func (*ControllerMessage_OutputAck) isControllerMessage_Body() {}
 
 // Welcome accepts a link. An agent that has accepted a higher generation leaves
 // the link; a higher one it records durably before it obeys anything.
@@ -1585,8 +1638,17 @@ type Start struct {
 	Dir            string            `protobuf:"bytes,8,opt,name=dir,proto3" json:"dir,omitempty"`                                                                                 // working directory; empty: a fresh one of the attempt
 	TimeoutNanos   int64             `protobuf:"varint,9,opt,name=timeout_nanos,json=timeoutNanos,proto3" json:"timeout_nanos,omitempty"`                                          // counted from its start; 0: none
 	KillGraceNanos int64             `protobuf:"varint,10,opt,name=kill_grace_nanos,json=killGraceNanos,proto3" json:"kill_grace_nanos,omitempty"`                                 // from TERM to KILL; 0: the agent's own
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	RunAs          string            `protobuf:"bytes,11,opt,name=run_as,json=runAs,proto3" json:"run_as,omitempty"`                                                               // user to run as; empty: the agent's own
+	// Run instead of a script, without a shell; script is then empty.
+	Argv        []string `protobuf:"bytes,12,rep,name=argv,proto3" json:"argv,omitempty"`
+	Stdin       []byte   `protobuf:"bytes,13,opt,name=stdin,proto3" json:"stdin,omitempty"`                                 // standard input; empty: /dev/null
+	OutputLimit int64    `protobuf:"varint,14,opt,name=output_limit,json=outputLimit,proto3" json:"output_limit,omitempty"` // bytes of output that are kept; 0: all
+	Outputs     []string `protobuf:"bytes,15,rep,name=outputs,proto3" json:"outputs,omitempty"`                             // names of values to capture, see End.outputs
+	Priority    int32    `protobuf:"varint,16,opt,name=priority,proto3" json:"priority,omitempty"`                          // higher ones first when attempts wait
+	// The agent kills the attempt after this long without any link; 0: never.
+	StopWhenAloneNanos int64 `protobuf:"varint,17,opt,name=stop_when_alone_nanos,json=stopWhenAloneNanos,proto3" json:"stop_when_alone_nanos,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Start) Reset() {
@@ -1685,6 +1747,55 @@ func (x *Start) GetTimeoutNanos() int64 {
 func (x *Start) GetKillGraceNanos() int64 {
 	if x != nil {
 		return x.KillGraceNanos
+	}
+	return 0
+}
+
+func (x *Start) GetRunAs() string {
+	if x != nil {
+		return x.RunAs
+	}
+	return ""
+}
+
+func (x *Start) GetArgv() []string {
+	if x != nil {
+		return x.Argv
+	}
+	return nil
+}
+
+func (x *Start) GetStdin() []byte {
+	if x != nil {
+		return x.Stdin
+	}
+	return nil
+}
+
+func (x *Start) GetOutputLimit() int64 {
+	if x != nil {
+		return x.OutputLimit
+	}
+	return 0
+}
+
+func (x *Start) GetOutputs() []string {
+	if x != nil {
+		return x.Outputs
+	}
+	return nil
+}
+
+func (x *Start) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *Start) GetStopWhenAloneNanos() int64 {
+	if x != nil {
+		return x.StopWhenAloneNanos
 	}
 	return 0
 }
@@ -2036,6 +2147,85 @@ func (x *CancelRead) GetId() uint64 {
 	return 0
 }
 
+// OutputAck says that the output of an attempt is durable elsewhere up to an
+// offset. It may be repeated and may come late: only the highest counts. It is no
+// command: it is bound to nothing and never refused.
+type OutputAck struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       string                 `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	Step          string                 `protobuf:"bytes,2,opt,name=step,proto3" json:"step,omitempty"`
+	Attempt       uint32                 `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Offset        int64                  `protobuf:"varint,4,opt,name=offset,proto3" json:"offset,omitempty"`
+	Fence         *Fence                 `protobuf:"bytes,5,opt,name=fence,proto3" json:"fence,omitempty"` // of the owner that made it durable
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OutputAck) Reset() {
+	*x = OutputAck{}
+	mi := &file_uac_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutputAck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutputAck) ProtoMessage() {}
+
+func (x *OutputAck) ProtoReflect() protoreflect.Message {
+	mi := &file_uac_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutputAck.ProtoReflect.Descriptor instead.
+func (*OutputAck) Descriptor() ([]byte, []int) {
+	return file_uac_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *OutputAck) GetRequest() string {
+	if x != nil {
+		return x.Request
+	}
+	return ""
+}
+
+func (x *OutputAck) GetStep() string {
+	if x != nil {
+		return x.Step
+	}
+	return ""
+}
+
+func (x *OutputAck) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *OutputAck) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *OutputAck) GetFence() *Fence {
+	if x != nil {
+		return x.Fence
+	}
+	return nil
+}
+
 type Ping struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
@@ -2045,7 +2235,7 @@ type Ping struct {
 
 func (x *Ping) Reset() {
 	*x = Ping{}
-	mi := &file_uac_proto_msgTypes[21]
+	mi := &file_uac_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2057,7 +2247,7 @@ func (x *Ping) String() string {
 func (*Ping) ProtoMessage() {}
 
 func (x *Ping) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[21]
+	mi := &file_uac_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2070,7 +2260,7 @@ func (x *Ping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ping.ProtoReflect.Descriptor instead.
 func (*Ping) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{21}
+	return file_uac_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Ping) GetNumber() uint64 {
@@ -2093,7 +2283,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_uac_proto_msgTypes[22]
+	mi := &file_uac_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2105,7 +2295,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[22]
+	mi := &file_uac_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2118,7 +2308,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{22}
+	return file_uac_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -2152,7 +2342,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_uac_proto_msgTypes[23]
+	mi := &file_uac_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2164,7 +2354,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[23]
+	mi := &file_uac_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2177,7 +2367,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{23}
+	return file_uac_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Certificate) GetChain() []byte {
@@ -2200,7 +2390,7 @@ type EnrollRequest struct {
 
 func (x *EnrollRequest) Reset() {
 	*x = EnrollRequest{}
-	mi := &file_uac_proto_msgTypes[24]
+	mi := &file_uac_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2212,7 +2402,7 @@ func (x *EnrollRequest) String() string {
 func (*EnrollRequest) ProtoMessage() {}
 
 func (x *EnrollRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[24]
+	mi := &file_uac_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2225,7 +2415,7 @@ func (x *EnrollRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollRequest.ProtoReflect.Descriptor instead.
 func (*EnrollRequest) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{24}
+	return file_uac_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *EnrollRequest) GetToken() string {
@@ -2275,7 +2465,7 @@ type EnrollResponse struct {
 
 func (x *EnrollResponse) Reset() {
 	*x = EnrollResponse{}
-	mi := &file_uac_proto_msgTypes[25]
+	mi := &file_uac_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2287,7 +2477,7 @@ func (x *EnrollResponse) String() string {
 func (*EnrollResponse) ProtoMessage() {}
 
 func (x *EnrollResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[25]
+	mi := &file_uac_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2300,7 +2490,7 @@ func (x *EnrollResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollResponse.ProtoReflect.Descriptor instead.
 func (*EnrollResponse) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{25}
+	return file_uac_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *EnrollResponse) GetCluster() string {
@@ -2341,7 +2531,7 @@ type PeekRequest struct {
 
 func (x *PeekRequest) Reset() {
 	*x = PeekRequest{}
-	mi := &file_uac_proto_msgTypes[26]
+	mi := &file_uac_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2353,7 +2543,7 @@ func (x *PeekRequest) String() string {
 func (*PeekRequest) ProtoMessage() {}
 
 func (x *PeekRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[26]
+	mi := &file_uac_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2366,7 +2556,7 @@ func (x *PeekRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeekRequest.ProtoReflect.Descriptor instead.
 func (*PeekRequest) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{26}
+	return file_uac_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PeekRequest) GetTo() string {
@@ -2393,7 +2583,7 @@ type PeekResponse struct {
 
 func (x *PeekResponse) Reset() {
 	*x = PeekResponse{}
-	mi := &file_uac_proto_msgTypes[27]
+	mi := &file_uac_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2405,7 +2595,7 @@ func (x *PeekResponse) String() string {
 func (*PeekResponse) ProtoMessage() {}
 
 func (x *PeekResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[27]
+	mi := &file_uac_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2418,7 +2608,7 @@ func (x *PeekResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeekResponse.ProtoReflect.Descriptor instead.
 func (*PeekResponse) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{27}
+	return file_uac_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PeekResponse) GetController() string {
@@ -2446,7 +2636,7 @@ type DeliverRequest struct {
 
 func (x *DeliverRequest) Reset() {
 	*x = DeliverRequest{}
-	mi := &file_uac_proto_msgTypes[28]
+	mi := &file_uac_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2458,7 +2648,7 @@ func (x *DeliverRequest) String() string {
 func (*DeliverRequest) ProtoMessage() {}
 
 func (x *DeliverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[28]
+	mi := &file_uac_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2471,7 +2661,7 @@ func (x *DeliverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliverRequest.ProtoReflect.Descriptor instead.
 func (*DeliverRequest) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{28}
+	return file_uac_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DeliverRequest) GetTo() string {
@@ -2503,7 +2693,7 @@ type DeliverResponse struct {
 
 func (x *DeliverResponse) Reset() {
 	*x = DeliverResponse{}
-	mi := &file_uac_proto_msgTypes[29]
+	mi := &file_uac_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2515,7 +2705,7 @@ func (x *DeliverResponse) String() string {
 func (*DeliverResponse) ProtoMessage() {}
 
 func (x *DeliverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[29]
+	mi := &file_uac_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2528,7 +2718,7 @@ func (x *DeliverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliverResponse.ProtoReflect.Descriptor instead.
 func (*DeliverResponse) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{29}
+	return file_uac_proto_rawDescGZIP(), []int{30}
 }
 
 type ReportRequest struct {
@@ -2544,7 +2734,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_uac_proto_msgTypes[30]
+	mi := &file_uac_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2556,7 +2746,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[30]
+	mi := &file_uac_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2569,7 +2759,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{30}
+	return file_uac_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ReportRequest) GetTo() string {
@@ -2615,7 +2805,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_uac_proto_msgTypes[31]
+	mi := &file_uac_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2627,7 +2817,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[31]
+	mi := &file_uac_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2640,7 +2830,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{31}
+	return file_uac_proto_rawDescGZIP(), []int{32}
 }
 
 type ReadOutputRequest struct {
@@ -2654,7 +2844,7 @@ type ReadOutputRequest struct {
 
 func (x *ReadOutputRequest) Reset() {
 	*x = ReadOutputRequest{}
-	mi := &file_uac_proto_msgTypes[32]
+	mi := &file_uac_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2666,7 +2856,7 @@ func (x *ReadOutputRequest) String() string {
 func (*ReadOutputRequest) ProtoMessage() {}
 
 func (x *ReadOutputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[32]
+	mi := &file_uac_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2679,7 +2869,7 @@ func (x *ReadOutputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadOutputRequest.ProtoReflect.Descriptor instead.
 func (*ReadOutputRequest) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{32}
+	return file_uac_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ReadOutputRequest) GetTo() string {
@@ -2730,7 +2920,7 @@ const file_uac_proto_rawDesc = "" +
 	"\arefused\x18\x04 \x01(\v2\x14.uac.wire.v1.RefusalH\x00R\arefused\x122\n" +
 	"\x06output\x18\x05 \x01(\v2\x18.uac.wire.v1.OutputChunkH\x00R\x06output\x12'\n" +
 	"\x04pong\x18\x06 \x01(\v2\x11.uac.wire.v1.PongH\x00R\x04pongB\x06\n" +
-	"\x04body\"\x8a\x03\n" +
+	"\x04body\"\xa6\x03\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x17\n" +
@@ -2742,15 +2932,21 @@ const file_uac_proto_rawDesc = "" +
 	"\x04link\x18\x06 \x01(\v2\x13.uac.wire.v1.LinkIDR\x04link\x126\n" +
 	"\x06labels\x18\a \x03(\v2\x1e.uac.wire.v1.Hello.LabelsEntryR\x06labels\x12\x12\n" +
 	"\x04host\x18\b \x01(\tR\x04host\x12!\n" +
-	"\fmax_attempts\x18\t \x01(\rR\vmaxAttempts\x1a9\n" +
+	"\fmax_attempts\x18\t \x01(\rR\vmaxAttempts\x12\x1a\n" +
+	"\binstance\x18\n" +
+	" \x01(\tR\binstance\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"v\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xeb\x01\n" +
 	"\x03End\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12+\n" +
 	"\astopped\x18\x03 \x01(\x0e2\x11.uac.wire.v1.StopR\astopped\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xac\x02\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x127\n" +
+	"\aoutputs\x18\x05 \x03(\v2\x1d.uac.wire.v1.End.OutputsEntryR\aoutputs\x1a:\n" +
+	"\fOutputsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xeb\x02\n" +
 	"\aAttempt\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12(\n" +
@@ -2759,7 +2955,10 @@ const file_uac_proto_rawDesc = "" +
 	"\bstopping\x18\x05 \x01(\x0e2\x11.uac.wire.v1.StopR\bstopping\x12*\n" +
 	"\x11started_unix_nano\x18\x06 \x01(\x03R\x0fstartedUnixNano\x12&\n" +
 	"\x0fended_unix_nano\x18\a \x01(\x03R\rendedUnixNano\x12\"\n" +
-	"\facknowledged\x18\b \x01(\bR\facknowledged\"\xac\x01\n" +
+	"\facknowledged\x18\b \x01(\bR\facknowledged\x12%\n" +
+	"\x0eoutput_dropped\x18\t \x01(\x03R\routputDropped\x12\x16\n" +
+	"\x06frozen\x18\n" +
+	" \x01(\bR\x06frozen\"\xac\x01\n" +
 	"\x06Report\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\tR\arequest\x12(\n" +
 	"\x05fence\x18\x02 \x01(\v2\x12.uac.wire.v1.FenceR\x05fence\x12.\n" +
@@ -2806,7 +3005,7 @@ const file_uac_proto_rawDesc = "" +
 	"\x03eof\x18\x04 \x01(\bR\x03eof\x12\x14\n" +
 	"\x05error\x18\x05 \x01(\tR\x05error\"\x1e\n" +
 	"\x04Pong\x12\x16\n" +
-	"\x06number\x18\x01 \x01(\x04R\x06number\"\xee\x03\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\"\xa7\x04\n" +
 	"\x11ControllerMessage\x12.\n" +
 	"\ajournal\x18\x01 \x01(\v2\x14.uac.wire.v1.JournalR\ajournal\x12'\n" +
 	"\x04link\x18\x02 \x01(\v2\x13.uac.wire.v1.LinkIDR\x04link\x120\n" +
@@ -2820,7 +3019,9 @@ const file_uac_proto_rawDesc = "" +
 	"\vcancel_read\x18\t \x01(\v2\x17.uac.wire.v1.CancelReadH\x00R\n" +
 	"cancelRead\x12'\n" +
 	"\x04ping\x18\n" +
-	" \x01(\v2\x11.uac.wire.v1.PingH\x00R\x04pingB\x06\n" +
+	" \x01(\v2\x11.uac.wire.v1.PingH\x00R\x04ping\x127\n" +
+	"\n" +
+	"output_ack\x18\v \x01(\v2\x16.uac.wire.v1.OutputAckH\x00R\toutputAckB\x06\n" +
 	"\x04body\"\x81\x01\n" +
 	"\aWelcome\x12\x1e\n" +
 	"\n" +
@@ -2830,7 +3031,7 @@ const file_uac_proto_rawDesc = "" +
 	"generation\x18\x02 \x01(\v2\x17.uac.wire.v1.GenerationR\n" +
 	"generation\x12\x1d\n" +
 	"\n" +
-	"ping_nanos\x18\x03 \x01(\x03R\tpingNanos\"\xcc\x03\n" +
+	"ping_nanos\x18\x03 \x01(\x03R\tpingNanos\"\x99\x05\n" +
 	"\x05Start\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\tR\arequest\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x18\n" +
@@ -2842,7 +3043,14 @@ const file_uac_proto_rawDesc = "" +
 	"\x03dir\x18\b \x01(\tR\x03dir\x12#\n" +
 	"\rtimeout_nanos\x18\t \x01(\x03R\ftimeoutNanos\x12(\n" +
 	"\x10kill_grace_nanos\x18\n" +
-	" \x01(\x03R\x0ekillGraceNanos\x1a6\n" +
+	" \x01(\x03R\x0ekillGraceNanos\x12\x15\n" +
+	"\x06run_as\x18\v \x01(\tR\x05runAs\x12\x12\n" +
+	"\x04argv\x18\f \x03(\tR\x04argv\x12\x14\n" +
+	"\x05stdin\x18\r \x01(\fR\x05stdin\x12!\n" +
+	"\foutput_limit\x18\x0e \x01(\x03R\voutputLimit\x12\x18\n" +
+	"\aoutputs\x18\x0f \x03(\tR\aoutputs\x12\x1a\n" +
+	"\bpriority\x18\x10 \x01(\x05R\bpriority\x121\n" +
+	"\x15stop_when_alone_nanos\x18\x11 \x01(\x03R\x12stopWhenAloneNanos\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -2874,7 +3082,13 @@ const file_uac_proto_rawDesc = "" +
 	"\x06follow\x18\a \x01(\bR\x06follow\"\x1c\n" +
 	"\n" +
 	"CancelRead\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\x04R\x02id\"\x1e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"\x95\x01\n" +
+	"\tOutputAck\x12\x18\n" +
+	"\arequest\x18\x01 \x01(\tR\arequest\x12\x12\n" +
+	"\x04step\x18\x02 \x01(\tR\x04step\x12\x18\n" +
+	"\aattempt\x18\x03 \x01(\rR\aattempt\x12\x16\n" +
+	"\x06offset\x18\x04 \x01(\x03R\x06offset\x12(\n" +
+	"\x05fence\x18\x05 \x01(\v2\x12.uac.wire.v1.FenceR\x05fence\"\x1e\n" +
 	"\x04Ping\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\"J\n" +
 	"\fRenewRequest\x12\x10\n" +
@@ -2963,7 +3177,7 @@ func file_uac_proto_rawDescGZIP() []byte {
 }
 
 var file_uac_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_uac_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_uac_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_uac_proto_goTypes = []any{
 	(State)(0),                // 0: uac.wire.v1.State
 	(Stop)(0),                 // 1: uac.wire.v1.Stop
@@ -2990,22 +3204,24 @@ var file_uac_proto_goTypes = []any{
 	(*Ack)(nil),               // 22: uac.wire.v1.Ack
 	(*ReadOutput)(nil),        // 23: uac.wire.v1.ReadOutput
 	(*CancelRead)(nil),        // 24: uac.wire.v1.CancelRead
-	(*Ping)(nil),              // 25: uac.wire.v1.Ping
-	(*RenewRequest)(nil),      // 26: uac.wire.v1.RenewRequest
-	(*Certificate)(nil),       // 27: uac.wire.v1.Certificate
-	(*EnrollRequest)(nil),     // 28: uac.wire.v1.EnrollRequest
-	(*EnrollResponse)(nil),    // 29: uac.wire.v1.EnrollResponse
-	(*PeekRequest)(nil),       // 30: uac.wire.v1.PeekRequest
-	(*PeekResponse)(nil),      // 31: uac.wire.v1.PeekResponse
-	(*DeliverRequest)(nil),    // 32: uac.wire.v1.DeliverRequest
-	(*DeliverResponse)(nil),   // 33: uac.wire.v1.DeliverResponse
-	(*ReportRequest)(nil),     // 34: uac.wire.v1.ReportRequest
-	(*ReportResponse)(nil),    // 35: uac.wire.v1.ReportResponse
-	(*ReadOutputRequest)(nil), // 36: uac.wire.v1.ReadOutputRequest
-	nil,                       // 37: uac.wire.v1.Hello.LabelsEntry
-	nil,                       // 38: uac.wire.v1.Start.EnvEntry
-	nil,                       // 39: uac.wire.v1.Start.ParamsEntry
-	nil,                       // 40: uac.wire.v1.EnrollResponse.CasEntry
+	(*OutputAck)(nil),         // 25: uac.wire.v1.OutputAck
+	(*Ping)(nil),              // 26: uac.wire.v1.Ping
+	(*RenewRequest)(nil),      // 27: uac.wire.v1.RenewRequest
+	(*Certificate)(nil),       // 28: uac.wire.v1.Certificate
+	(*EnrollRequest)(nil),     // 29: uac.wire.v1.EnrollRequest
+	(*EnrollResponse)(nil),    // 30: uac.wire.v1.EnrollResponse
+	(*PeekRequest)(nil),       // 31: uac.wire.v1.PeekRequest
+	(*PeekResponse)(nil),      // 32: uac.wire.v1.PeekResponse
+	(*DeliverRequest)(nil),    // 33: uac.wire.v1.DeliverRequest
+	(*DeliverResponse)(nil),   // 34: uac.wire.v1.DeliverResponse
+	(*ReportRequest)(nil),     // 35: uac.wire.v1.ReportRequest
+	(*ReportResponse)(nil),    // 36: uac.wire.v1.ReportResponse
+	(*ReadOutputRequest)(nil), // 37: uac.wire.v1.ReadOutputRequest
+	nil,                       // 38: uac.wire.v1.Hello.LabelsEntry
+	nil,                       // 39: uac.wire.v1.End.OutputsEntry
+	nil,                       // 40: uac.wire.v1.Start.EnvEntry
+	nil,                       // 41: uac.wire.v1.Start.ParamsEntry
+	nil,                       // 42: uac.wire.v1.EnrollResponse.CasEntry
 }
 var file_uac_proto_depIdxs = []int32{
 	9,  // 0: uac.wire.v1.AgentMessage.hello:type_name -> uac.wire.v1.Hello
@@ -3017,69 +3233,72 @@ var file_uac_proto_depIdxs = []int32{
 	6,  // 6: uac.wire.v1.Hello.journal:type_name -> uac.wire.v1.Journal
 	4,  // 7: uac.wire.v1.Hello.generation:type_name -> uac.wire.v1.Generation
 	7,  // 8: uac.wire.v1.Hello.link:type_name -> uac.wire.v1.LinkID
-	37, // 9: uac.wire.v1.Hello.labels:type_name -> uac.wire.v1.Hello.LabelsEntry
+	38, // 9: uac.wire.v1.Hello.labels:type_name -> uac.wire.v1.Hello.LabelsEntry
 	1,  // 10: uac.wire.v1.End.stopped:type_name -> uac.wire.v1.Stop
-	0,  // 11: uac.wire.v1.Attempt.state:type_name -> uac.wire.v1.State
-	10, // 12: uac.wire.v1.Attempt.end:type_name -> uac.wire.v1.End
-	1,  // 13: uac.wire.v1.Attempt.stopping:type_name -> uac.wire.v1.Stop
-	5,  // 14: uac.wire.v1.Report.fence:type_name -> uac.wire.v1.Fence
-	6,  // 15: uac.wire.v1.Report.journal:type_name -> uac.wire.v1.Journal
-	11, // 16: uac.wire.v1.Report.attempt:type_name -> uac.wire.v1.Attempt
-	5,  // 17: uac.wire.v1.AdoptAnswer.fence:type_name -> uac.wire.v1.Fence
-	6,  // 18: uac.wire.v1.AdoptAnswer.journal:type_name -> uac.wire.v1.Journal
-	11, // 19: uac.wire.v1.AdoptAnswer.attempts:type_name -> uac.wire.v1.Attempt
-	3,  // 20: uac.wire.v1.Refusal.command:type_name -> uac.wire.v1.Refusal.Command
-	5,  // 21: uac.wire.v1.Refusal.fence:type_name -> uac.wire.v1.Fence
-	2,  // 22: uac.wire.v1.Refusal.reason:type_name -> uac.wire.v1.Refusal.Reason
-	5,  // 23: uac.wire.v1.Refusal.known:type_name -> uac.wire.v1.Fence
-	6,  // 24: uac.wire.v1.Refusal.journal:type_name -> uac.wire.v1.Journal
-	6,  // 25: uac.wire.v1.ControllerMessage.journal:type_name -> uac.wire.v1.Journal
-	7,  // 26: uac.wire.v1.ControllerMessage.link:type_name -> uac.wire.v1.LinkID
-	18, // 27: uac.wire.v1.ControllerMessage.welcome:type_name -> uac.wire.v1.Welcome
-	19, // 28: uac.wire.v1.ControllerMessage.start:type_name -> uac.wire.v1.Start
-	20, // 29: uac.wire.v1.ControllerMessage.kill:type_name -> uac.wire.v1.Kill
-	21, // 30: uac.wire.v1.ControllerMessage.adopt:type_name -> uac.wire.v1.Adopt
-	22, // 31: uac.wire.v1.ControllerMessage.ack:type_name -> uac.wire.v1.Ack
-	23, // 32: uac.wire.v1.ControllerMessage.read_output:type_name -> uac.wire.v1.ReadOutput
-	24, // 33: uac.wire.v1.ControllerMessage.cancel_read:type_name -> uac.wire.v1.CancelRead
-	25, // 34: uac.wire.v1.ControllerMessage.ping:type_name -> uac.wire.v1.Ping
-	4,  // 35: uac.wire.v1.Welcome.generation:type_name -> uac.wire.v1.Generation
-	5,  // 36: uac.wire.v1.Start.fence:type_name -> uac.wire.v1.Fence
-	38, // 37: uac.wire.v1.Start.env:type_name -> uac.wire.v1.Start.EnvEntry
-	39, // 38: uac.wire.v1.Start.params:type_name -> uac.wire.v1.Start.ParamsEntry
-	5,  // 39: uac.wire.v1.Kill.fence:type_name -> uac.wire.v1.Fence
-	5,  // 40: uac.wire.v1.Adopt.fence:type_name -> uac.wire.v1.Fence
-	5,  // 41: uac.wire.v1.Ack.fence:type_name -> uac.wire.v1.Fence
-	26, // 42: uac.wire.v1.EnrollRequest.more:type_name -> uac.wire.v1.RenewRequest
-	27, // 43: uac.wire.v1.EnrollResponse.certificate:type_name -> uac.wire.v1.Certificate
-	27, // 44: uac.wire.v1.EnrollResponse.more:type_name -> uac.wire.v1.Certificate
-	40, // 45: uac.wire.v1.EnrollResponse.cas:type_name -> uac.wire.v1.EnrollResponse.CasEntry
-	9,  // 46: uac.wire.v1.PeekResponse.hello:type_name -> uac.wire.v1.Hello
-	17, // 47: uac.wire.v1.DeliverRequest.message:type_name -> uac.wire.v1.ControllerMessage
-	7,  // 48: uac.wire.v1.ReportRequest.link:type_name -> uac.wire.v1.LinkID
-	8,  // 49: uac.wire.v1.ReportRequest.message:type_name -> uac.wire.v1.AgentMessage
-	23, // 50: uac.wire.v1.ReadOutputRequest.read:type_name -> uac.wire.v1.ReadOutput
-	8,  // 51: uac.wire.v1.Link.Connect:input_type -> uac.wire.v1.AgentMessage
-	26, // 52: uac.wire.v1.Link.Renew:input_type -> uac.wire.v1.RenewRequest
-	28, // 53: uac.wire.v1.Enroll.Enroll:input_type -> uac.wire.v1.EnrollRequest
-	30, // 54: uac.wire.v1.Member.Peek:input_type -> uac.wire.v1.PeekRequest
-	32, // 55: uac.wire.v1.Member.Deliver:input_type -> uac.wire.v1.DeliverRequest
-	34, // 56: uac.wire.v1.Member.Report:input_type -> uac.wire.v1.ReportRequest
-	36, // 57: uac.wire.v1.Member.ReadOutput:input_type -> uac.wire.v1.ReadOutputRequest
-	26, // 58: uac.wire.v1.Member.Renew:input_type -> uac.wire.v1.RenewRequest
-	17, // 59: uac.wire.v1.Link.Connect:output_type -> uac.wire.v1.ControllerMessage
-	27, // 60: uac.wire.v1.Link.Renew:output_type -> uac.wire.v1.Certificate
-	29, // 61: uac.wire.v1.Enroll.Enroll:output_type -> uac.wire.v1.EnrollResponse
-	31, // 62: uac.wire.v1.Member.Peek:output_type -> uac.wire.v1.PeekResponse
-	33, // 63: uac.wire.v1.Member.Deliver:output_type -> uac.wire.v1.DeliverResponse
-	35, // 64: uac.wire.v1.Member.Report:output_type -> uac.wire.v1.ReportResponse
-	15, // 65: uac.wire.v1.Member.ReadOutput:output_type -> uac.wire.v1.OutputChunk
-	27, // 66: uac.wire.v1.Member.Renew:output_type -> uac.wire.v1.Certificate
-	59, // [59:67] is the sub-list for method output_type
-	51, // [51:59] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	39, // 11: uac.wire.v1.End.outputs:type_name -> uac.wire.v1.End.OutputsEntry
+	0,  // 12: uac.wire.v1.Attempt.state:type_name -> uac.wire.v1.State
+	10, // 13: uac.wire.v1.Attempt.end:type_name -> uac.wire.v1.End
+	1,  // 14: uac.wire.v1.Attempt.stopping:type_name -> uac.wire.v1.Stop
+	5,  // 15: uac.wire.v1.Report.fence:type_name -> uac.wire.v1.Fence
+	6,  // 16: uac.wire.v1.Report.journal:type_name -> uac.wire.v1.Journal
+	11, // 17: uac.wire.v1.Report.attempt:type_name -> uac.wire.v1.Attempt
+	5,  // 18: uac.wire.v1.AdoptAnswer.fence:type_name -> uac.wire.v1.Fence
+	6,  // 19: uac.wire.v1.AdoptAnswer.journal:type_name -> uac.wire.v1.Journal
+	11, // 20: uac.wire.v1.AdoptAnswer.attempts:type_name -> uac.wire.v1.Attempt
+	3,  // 21: uac.wire.v1.Refusal.command:type_name -> uac.wire.v1.Refusal.Command
+	5,  // 22: uac.wire.v1.Refusal.fence:type_name -> uac.wire.v1.Fence
+	2,  // 23: uac.wire.v1.Refusal.reason:type_name -> uac.wire.v1.Refusal.Reason
+	5,  // 24: uac.wire.v1.Refusal.known:type_name -> uac.wire.v1.Fence
+	6,  // 25: uac.wire.v1.Refusal.journal:type_name -> uac.wire.v1.Journal
+	6,  // 26: uac.wire.v1.ControllerMessage.journal:type_name -> uac.wire.v1.Journal
+	7,  // 27: uac.wire.v1.ControllerMessage.link:type_name -> uac.wire.v1.LinkID
+	18, // 28: uac.wire.v1.ControllerMessage.welcome:type_name -> uac.wire.v1.Welcome
+	19, // 29: uac.wire.v1.ControllerMessage.start:type_name -> uac.wire.v1.Start
+	20, // 30: uac.wire.v1.ControllerMessage.kill:type_name -> uac.wire.v1.Kill
+	21, // 31: uac.wire.v1.ControllerMessage.adopt:type_name -> uac.wire.v1.Adopt
+	22, // 32: uac.wire.v1.ControllerMessage.ack:type_name -> uac.wire.v1.Ack
+	23, // 33: uac.wire.v1.ControllerMessage.read_output:type_name -> uac.wire.v1.ReadOutput
+	24, // 34: uac.wire.v1.ControllerMessage.cancel_read:type_name -> uac.wire.v1.CancelRead
+	26, // 35: uac.wire.v1.ControllerMessage.ping:type_name -> uac.wire.v1.Ping
+	25, // 36: uac.wire.v1.ControllerMessage.output_ack:type_name -> uac.wire.v1.OutputAck
+	4,  // 37: uac.wire.v1.Welcome.generation:type_name -> uac.wire.v1.Generation
+	5,  // 38: uac.wire.v1.Start.fence:type_name -> uac.wire.v1.Fence
+	40, // 39: uac.wire.v1.Start.env:type_name -> uac.wire.v1.Start.EnvEntry
+	41, // 40: uac.wire.v1.Start.params:type_name -> uac.wire.v1.Start.ParamsEntry
+	5,  // 41: uac.wire.v1.Kill.fence:type_name -> uac.wire.v1.Fence
+	5,  // 42: uac.wire.v1.Adopt.fence:type_name -> uac.wire.v1.Fence
+	5,  // 43: uac.wire.v1.Ack.fence:type_name -> uac.wire.v1.Fence
+	5,  // 44: uac.wire.v1.OutputAck.fence:type_name -> uac.wire.v1.Fence
+	27, // 45: uac.wire.v1.EnrollRequest.more:type_name -> uac.wire.v1.RenewRequest
+	28, // 46: uac.wire.v1.EnrollResponse.certificate:type_name -> uac.wire.v1.Certificate
+	28, // 47: uac.wire.v1.EnrollResponse.more:type_name -> uac.wire.v1.Certificate
+	42, // 48: uac.wire.v1.EnrollResponse.cas:type_name -> uac.wire.v1.EnrollResponse.CasEntry
+	9,  // 49: uac.wire.v1.PeekResponse.hello:type_name -> uac.wire.v1.Hello
+	17, // 50: uac.wire.v1.DeliverRequest.message:type_name -> uac.wire.v1.ControllerMessage
+	7,  // 51: uac.wire.v1.ReportRequest.link:type_name -> uac.wire.v1.LinkID
+	8,  // 52: uac.wire.v1.ReportRequest.message:type_name -> uac.wire.v1.AgentMessage
+	23, // 53: uac.wire.v1.ReadOutputRequest.read:type_name -> uac.wire.v1.ReadOutput
+	8,  // 54: uac.wire.v1.Link.Connect:input_type -> uac.wire.v1.AgentMessage
+	27, // 55: uac.wire.v1.Link.Renew:input_type -> uac.wire.v1.RenewRequest
+	29, // 56: uac.wire.v1.Enroll.Enroll:input_type -> uac.wire.v1.EnrollRequest
+	31, // 57: uac.wire.v1.Member.Peek:input_type -> uac.wire.v1.PeekRequest
+	33, // 58: uac.wire.v1.Member.Deliver:input_type -> uac.wire.v1.DeliverRequest
+	35, // 59: uac.wire.v1.Member.Report:input_type -> uac.wire.v1.ReportRequest
+	37, // 60: uac.wire.v1.Member.ReadOutput:input_type -> uac.wire.v1.ReadOutputRequest
+	27, // 61: uac.wire.v1.Member.Renew:input_type -> uac.wire.v1.RenewRequest
+	17, // 62: uac.wire.v1.Link.Connect:output_type -> uac.wire.v1.ControllerMessage
+	28, // 63: uac.wire.v1.Link.Renew:output_type -> uac.wire.v1.Certificate
+	30, // 64: uac.wire.v1.Enroll.Enroll:output_type -> uac.wire.v1.EnrollResponse
+	32, // 65: uac.wire.v1.Member.Peek:output_type -> uac.wire.v1.PeekResponse
+	34, // 66: uac.wire.v1.Member.Deliver:output_type -> uac.wire.v1.DeliverResponse
+	36, // 67: uac.wire.v1.Member.Report:output_type -> uac.wire.v1.ReportResponse
+	15, // 68: uac.wire.v1.Member.ReadOutput:output_type -> uac.wire.v1.OutputChunk
+	28, // 69: uac.wire.v1.Member.Renew:output_type -> uac.wire.v1.Certificate
+	62, // [62:70] is the sub-list for method output_type
+	54, // [54:62] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_uac_proto_init() }
@@ -3104,6 +3323,7 @@ func file_uac_proto_init() {
 		(*ControllerMessage_ReadOutput)(nil),
 		(*ControllerMessage_CancelRead)(nil),
 		(*ControllerMessage_Ping)(nil),
+		(*ControllerMessage_OutputAck)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3111,7 +3331,7 @@ func file_uac_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_uac_proto_rawDesc), len(file_uac_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   37,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
