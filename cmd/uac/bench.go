@@ -21,8 +21,9 @@ import (
 func newBenchCommand(a *app) *cobra.Command {
 	cmd := newNounCommand("bench", "Measure what this version does, on a cluster of its own",
 		newBenchFailoverCommand(a),
-		newBenchStartCommand(a),
 		newBenchSwitchoverCommand(a),
+		newBenchLatencyCommand(a),
+		newBenchRequestsCommand(a),
 	)
 	cmd.GroupID = groupNode
 	return cmd

@@ -125,16 +125,16 @@ func TestBenchUsage(t *testing.T) {
 		t.Fatal(err)
 	}
 	for args, want := range map[string]string{
-		"bench":                              "which verb",
-		"bench failover --trials 0":          "--trials: 0",
-		"bench failover --load -1":           "--load: -1",
-		"bench failover --fault nap":         `"nap" is not one of kill, stop, cut`,
-		"bench failover --raft me":           `"me" is not one of both, active, other`,
-		"bench failover --set foo":           "KEY=VALUE",
-		"bench start --dir " + dir:           "needs one of its own",
-		"bench start --set cluster.leas=6s":  "cluster.lease",
-		"bench switchover --trials=x":        "invalid",
-		"bench switchover --dir /nonexist/x": "/nonexist",
+		"bench":                               "which verb",
+		"bench failover --trials 0":           "--trials: 0",
+		"bench failover --load -1":            "--load: -1",
+		"bench failover --fault nap":          `"nap" is not one of kill, stop, cut`,
+		"bench failover --raft me":            `"me" is not one of both, active, other`,
+		"bench failover --set foo":            "KEY=VALUE",
+		"bench latency --dir " + dir:          "needs one of its own",
+		"bench latency --set cluster.leas=6s": "cluster.lease",
+		"bench switchover --trials=x":         "invalid",
+		"bench switchover --dir /nonexist/x":  "/nonexist",
 	} {
 		t.Run(args, func(t *testing.T) {
 			t.Setenv("TMPDIR", t.TempDir())
@@ -161,8 +161,8 @@ func TestBench(t *testing.T) {
 	opts := benchOptions{dir: dir, set: []string{"cluster.silence_timeout=2s"}} // the machine may be busy
 	var nodes []int
 	err := withBench(t.Context(), a, opts, nil, func(ctx context.Context, b *bench) error {
-		var start startResult
-		if err := b.start(ctx, 3, &start); err != nil {
+		var start latencyResult
+		if err := b.latency(ctx, 3, &start); err != nil {
 			return err
 		}
 		measured("call to start", start.Call, 3)

@@ -43,6 +43,7 @@ func rules() map[string]rule {
 		"GET /uc/resources/clusternode/list":        {access: public, alone: true},
 		"GET /metrics":                              {access: pki.Viewer, alone: true},
 		"GET /openapi.json":                         {access: pki.Viewer, alone: true},
+		"GET /debug/pprof/{profile}":                {access: pki.Admin, alone: true, stream: true},
 		"GET /v1/nodes":                             {access: pki.Viewer, stale: true},
 		"GET /v1/nodes/{name}":                      {access: pki.Viewer, stale: true},
 		"POST /v1/nodes/switchover":                 {access: pki.Operator},

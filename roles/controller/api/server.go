@@ -73,6 +73,7 @@ func newServer(cfg Config, b Backend, deps Deps, table map[string]rule) (*Server
 		})
 	}
 	rs.HandleFunc("GET /metrics", deps.Metrics.ServeHTTP)
+	rs.HandleFunc("GET /debug/pprof/{profile}", s.profile)
 	rs.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/openapi+json")
 		_, _ = w.Write(s.openapi) // nobody is left to be told

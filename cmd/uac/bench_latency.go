@@ -10,25 +10,25 @@ import (
 	"github.com/spf13/cobra"
 )
 
-func newBenchStartCommand(a *app) *cobra.Command {
+func newBenchLatencyCommand(a *app) *cobra.Command {
 	var opts benchOptions
 	cmd := &cobra.Command{
-		Use:   "start",
+		Use:   "latency",
 		Short: "Measure how soon after its acceptance a request's first step runs",
 		Long: `Measure, on an idle cluster of three members of its own, how long it takes from
 the call that asks for a run, and from its answer, until the process of the
 request's only step runs. A step may be under way before the answer arrives; that
 counts as zero.`,
-		Example: `  uac bench start --trials 500`,
+		Example: `  uac bench latency --trials 500`,
 		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return runBenchStart(cmd.Context(), a, opts) },
+		RunE:    func(cmd *cobra.Command, _ []string) error { return runBenchLatency(cmd.Context(), a, opts) },
 	}
 	opts.addFlags(cmd.Flags(), 200)
 	return cmd
 }
 
-// startResult is what uac bench start prints. Durations are in milliseconds.
-type startResult struct {
+// latencyResult is what uac bench latency prints. Durations are in milliseconds.
+type latencyResult struct {
 	Trials   int    `json:"trials"`
 	Call     spread `json:"call_to_start_ms"`
 	Accepted spread `json:"accepted_to_start_ms"`
@@ -36,12 +36,12 @@ type startResult struct {
 	Steps    tally  `json:"steps"`
 }
 
-func runBenchStart(ctx context.Context, a *app, opts benchOptions) error {
+func runBenchLatency(ctx context.Context, a *app, opts benchOptions) error {
 	if err := opts.check(); err != nil {
 		return err
 	}
-	result := startResult{Trials: opts.trials}
-	err := withBench(ctx, a, opts, nil, func(ctx context.Context, b *bench) error { return b.start(ctx, opts.trials, &result) })
+	result := latencyResult{Trials: opts.trials}
+	err := withBench(ctx, a, opts, nil, func(ctx context.Context, b *bench) error { return b.latency(ctx, opts.trials, &result) })
 	if err != nil {
 		return err
 	}
@@ -54,7 +54,7 @@ func runBenchStart(ctx context.Context, a *app, opts benchOptions) error {
 	})
 }
 
-func (b *bench) start(ctx context.Context, trials int, result *startResult) error {
+func (b *bench) latency(ctx context.Context, trials int, result *latencyResult) error {
 	single := b.chain(loadName, "a1", 1)
 	if err := b.apply(ctx, single); err != nil {
 		return err
