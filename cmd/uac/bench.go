@@ -24,6 +24,8 @@ func newBenchCommand(a *app) *cobra.Command {
 		newBenchSwitchoverCommand(a),
 		newBenchLatencyCommand(a),
 		newBenchRequestsCommand(a),
+		newBenchAgentsCommand(a),
+		newBenchLinksCommand(a),
 	)
 	cmd.GroupID = groupNode
 	return cmd

@@ -2,6 +2,7 @@ package pki
 
 import (
 	"crypto/ecdsa"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -199,4 +200,30 @@ func createKey(path string) (*ecdsa.PrivateKey, error) {
 		return nil, err
 	}
 	return key, durable.WriteFile(path, text, keyPerm)
+}
+
+// AgentLinks returns a function that makes the TLS configuration of an agent's
+// link, as [Store.LinkClient] does, for names that it has not got on disk: for
+// programs that play many agents. All have one key.
+func (a *Authority) AgentLinks() (func(name string) (*tls.Config, error), error) {
+	key, err := newKey()
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cas[Nodes].cert)
+	return func(name string) (*tls.Config, error) {
+		chain, err := a.leaf(Nodes, Identity{Cluster: a.cluster, Role: Agent, Name: name}, nil, key.Public())
+		if err != nil {
+			return nil, err
+		}
+		certs, err := decodeCerts(chain)
+		if err != nil {
+			return nil, err
+		}
+		c := base()
+		c.Certificates = []tls.Certificate{{Certificate: [][]byte{certs[0].Raw}, PrivateKey: key}}
+		c.RootCAs, c.ServerName, c.VerifyConnection = pool, roleHost(Controller), verifyRole([]Role{Controller})
+		return c, nil
+	}, nil
 }
