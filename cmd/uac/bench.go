@@ -24,6 +24,7 @@ func newBenchCommand(a *app) *cobra.Command {
 		newBenchSwitchoverCommand(a),
 		newBenchLatencyCommand(a),
 		newBenchRequestsCommand(a),
+		newBenchLogsCommand(a),
 		newBenchAgentsCommand(a),
 		newBenchLinksCommand(a),
 	)

@@ -133,6 +133,13 @@ func TestBenchUsage(t *testing.T) {
 		"bench failover --set foo":            "KEY=VALUE",
 		"bench latency --dir " + dir:          "needs one of its own",
 		"bench latency --set cluster.leas=6s": "cluster.lease",
+		"bench requests --requests 0":         "--requests: 0",
+		"bench requests --in-flight 5000":     "--in-flight: 5000",
+		"bench agents --agents 0":             "--agents: 0",
+		"bench agents --idle 1ms":             "--idle: 1ms",
+		"bench agents --agents 100000000":     "ulimit -Hn",
+		"bench logs --mib 0":                  "--mib: 0",
+		"bench logs --lines 0":                "--lines: 0",
 		"bench switchover --trials=x":         "invalid",
 		"bench switchover --dir /nonexist/x":  "/nonexist",
 	} {
@@ -194,7 +201,34 @@ func TestBench(t *testing.T) {
 				t.Errorf("%s: %+v", f.name, r)
 			}
 		}
+		requests := requestsResult{Requests: 20, InFlight: 4}
+		if err := b.requests(ctx, &requests); err != nil {
+			return err
+		}
+		measured("requests: answer", requests.Answer, 20)
+		measured("requests: end", requests.End, 20)
+		if requests.Steps.Requests != 20 || !requests.Steps.clean() || requests.PerSecond <= 0 || requests.CPU["c1"] <= 0 {
+			t.Errorf("requests: %+v", requests)
+		}
+		logs := logsResult{MiB: 1}
+		if err := b.logLines(ctx, 3, &logs); err != nil {
+			return err
+		}
+		measured("logs: line", logs.Line, 3)
+		if err := b.logBulk(ctx, &logs); err != nil {
+			return err
+		}
+		if logs.Rate <= 0 || logs.Memory["a1"] <= 0 || logs.Memory["a1"] < logs.Before["a1"] {
+			t.Errorf("logs: %+v", logs)
+		}
 		nodes = pids(t, b.sup.snapshot())
+		many := agentsResult{Agents: 5}
+		if err := b.agents(ctx, 100*time.Millisecond, &many); err != nil {
+			return err
+		}
+		if many.Connect <= 0 || many.FirstWrite <= 0 || many.Served < many.FirstWrite || len(many.Memory) != 2 {
+			t.Errorf("agents: %+v", many)
+		}
 		return nil
 	})
 	if err != nil {
