@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -125,7 +124,7 @@ func (b *bench) agents(ctx context.Context, idle time.Duration, result *agentsRe
 	}
 	for _, n := range controllers {
 		b.a.progress("connecting %d agents to %s", result.Agents, n.Name)
-		if _, err := players[n.Name].expect(ctx, "ready"); err != nil {
+		if err := players[n.Name].expect(ctx, "ready"); err != nil {
 			return err
 		}
 	}
@@ -164,7 +163,7 @@ func (b *bench) agents(ctx context.Context, idle time.Duration, result *agentsRe
 		}
 	}
 	result.FirstWrite = millis(time.Since(killed))
-	if _, err := players[heir.Name].expect(ctx, "served"); err != nil {
+	if err := players[heir.Name].expect(ctx, "served"); err != nil {
 		return err
 	}
 	result.Served = millis(time.Since(killed))
@@ -235,16 +234,16 @@ func (p *linkPlayer) tell(word string) error {
 	return err
 }
 
-// expect waits for a line that begins with word and returns the rest of it.
-func (p *linkPlayer) expect(ctx context.Context, word string) (string, error) {
+// expect waits for a line.
+func (p *linkPlayer) expect(ctx context.Context, word string) error {
 	stop := context.AfterFunc(ctx, func() { _ = p.cmd.Process.Kill() })
 	defer stop()
 	for p.lines.Scan() {
-		if rest, ok := strings.CutPrefix(p.lines.Text(), word); ok {
-			return strings.TrimSpace(rest), nil
+		if p.lines.Text() == word {
+			return nil
 		}
 	}
-	return "", fmt.Errorf("the process that plays the agents ended: %w", errors.Join(p.lines.Err(), ctx.Err()))
+	return fmt.Errorf("the process that plays the agents ended: %w", errors.Join(p.lines.Err(), ctx.Err()))
 }
 
 func (p *linkPlayer) close() {
@@ -258,6 +257,7 @@ func newBenchLinksCommand(a *app) *cobra.Command {
 	var agents int
 	cmd := &cobra.Command{
 		Use: "links", Short: "Play many agents at one controller", Hidden: true, Args: cobra.NoArgs,
+		Example: `  uac bench links --pki DIR --server 127.0.0.2:7602 --agents 100`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return playLinks(cmd.Context(), a, dir, server, agents, os.Stdin)
 		},
@@ -302,7 +302,7 @@ func playLinks(ctx context.Context, a *app, dir, server string, agents int, in i
 			for {
 				m, err := stream.Recv()
 				if err != nil {
-					return nil //nolint:nilerr // the controller was killed, or this ends
+					return nil // the controller was killed, or this ends
 				}
 				if ping := m.GetPing(); ping != nil {
 					if stream.Send(&wire.AgentMessage{Body: &wire.AgentMessage_Pong{Pong: &wire.Pong{Number: ping.GetNumber()}}}) != nil {
