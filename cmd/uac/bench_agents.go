@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -150,6 +151,8 @@ func (b *bench) agents(ctx context.Context, idle time.Duration, result *agentsRe
 	if err := players[heir.Name].tell("mark"); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, benchPatience, errors.New("this took too long"))
+	defer cancel()
 	killed := time.Now()
 	if err := syscall.Kill(victim.PID, syscall.SIGKILL); err != nil {
 		return err
@@ -284,42 +287,40 @@ func playLinks(ctx context.Context, a *app, dir, server string, agents int, in i
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	heard := make(chan int, agents)
-	var welcomed sync.WaitGroup
-	welcomed.Add(agents)
+	var welcomed atomic.Int64
+	all := make(chan struct{}) // closed when all are welcomed
 	g, gctx := errgroup.WithContext(ctx)
 	slots := make(chan struct{}, 64) // handshakes at a time
 	for i := range agents {
 		g.Go(func() error {
 			name := fmt.Sprintf("many%05d", i)
-			slots <- struct{}{}
-			stream, conn, err := openLink(gctx, tlsOf, name, server)
-			<-slots
-			if err != nil {
-				return fmt.Errorf("agent %s: %w", name, err)
-			}
-			defer func() { _ = conn.Close() }()
-			welcomed.Done()
-			for {
-				m, err := stream.Recv()
+			first := sync.OnceFunc(func() {
+				if welcomed.Add(1) == int64(agents) {
+					close(all)
+				}
+			})
+			for number := uint64(1); gctx.Err() == nil; number++ {
+				slots <- struct{}{}
+				stream, conn, err := openLink(gctx, tlsOf, name, server, number)
+				<-slots
+				if err == nil {
+					first()
+					err = errors.Join(answerPings(stream, func() {
+						select {
+						case heard <- i:
+						default: // nobody asks
+						}
+					}), conn.Close())
+				}
 				if err != nil {
-					return nil // the controller was killed, or this ends
-				}
-				if ping := m.GetPing(); ping != nil {
-					if stream.Send(&wire.AgentMessage{Body: &wire.AgentMessage_Pong{Pong: &wire.Pong{Number: ping.GetNumber()}}}) != nil {
-						return nil
-					}
-					select {
-					case heard <- i:
-					default: // nobody asks
-					}
+					_ = pause(gctx, time.Second) // gctx ends the loop
 				}
 			}
+			return nil
 		})
 	}
 	g.Go(func() error { // tells, and ends with the input
 		defer cancel()
-		all := make(chan struct{})
-		go func() { defer close(all); welcomed.Wait() }()
 		select {
 		case <-all:
 			fmt.Fprintln(a.stdout, "ready")
@@ -351,7 +352,23 @@ type linkStream interface {
 	Recv() (*wire.ControllerMessage, error)
 }
 
-func openLink(ctx context.Context, tlsOf func(string) (*tls.Config, error), name, server string) (linkStream, io.Closer, error) {
+// answerPings serves a link until it ends.
+func answerPings(stream linkStream, heard func()) error {
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		if ping := m.GetPing(); ping != nil {
+			if err := stream.Send(&wire.AgentMessage{Body: &wire.AgentMessage_Pong{Pong: &wire.Pong{Number: ping.GetNumber()}}}); err != nil {
+				return err
+			}
+			heard()
+		}
+	}
+}
+
+func openLink(ctx context.Context, tlsOf func(string) (*tls.Config, error), name, server string, number uint64) (linkStream, io.Closer, error) {
 	tc, err := tlsOf(name)
 	if err != nil {
 		return nil, nil, err
@@ -367,7 +384,7 @@ func openLink(ctx context.Context, tlsOf func(string) (*tls.Config, error), name
 	}
 	err = stream.Send(&wire.AgentMessage{Body: &wire.AgentMessage_Hello{Hello: &wire.Hello{
 		Name: name, Host: "bench", Version: "bench", BootId: "bench", Instance: name,
-		Journal: &wire.Journal{Id: name, Counter: 1}, Link: &wire.LinkID{Number: 1, Nonce: rand.Uint64()}, MaxAttempts: 1,
+		Journal: &wire.Journal{Id: name, Counter: 1}, Link: &wire.LinkID{Number: number, Nonce: rand.Uint64()}, MaxAttempts: 1,
 	}}})
 	if err != nil {
 		return fail(err)
