@@ -10,10 +10,15 @@ import (
 
 	"golang.org/x/term"
 
+	"uac/codestation/mount"
 	"uac/roles"
 )
 
 func main() {
+	// Before anything else: this process must hold nothing that could be waited for.
+	if len(os.Args) == 3 && os.Args[1] == mount.ChildVerb {
+		os.Exit(int(mountChild(os.Args[2])))
+	}
 	ctx, release := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// The first signal asks for an orderly end, the second one does not ask.
 	context.AfterFunc(ctx, release)
