@@ -4,7 +4,9 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"time"
 
+	"uac/codestation/mount"
 	"uac/coord"
 )
 
@@ -26,6 +28,14 @@ func (c *Config) Coord() coord.Config {
 	out.Failover = coord.Failover(c.Cluster.Failover)
 	out.QuotaBytes = c.Etcd.Quota
 	return out
+}
+
+// mountProbe is how often a mount that works is looked at.
+const mountProbe = 10 * time.Second
+
+// SharedMount returns the settings of the shared mount.
+func (c *Config) SharedMount() mount.Config {
+	return mount.Config{Dir: c.Mount.Dir, Cluster: c.Cluster.Name, Timeout: c.Mount.Timeout, Probe: mountProbe}
 }
 
 // raftListen returns the address to bind for raft. etcd wants an IP address

@@ -30,6 +30,8 @@ type Config struct {
 	PKI     PKI      `yaml:"pki"`
 	Cluster Cluster  `yaml:"cluster"`
 	Etcd    Etcd     `yaml:"etcd"`
+	Mount   Mount    `yaml:"mount"`
+	History History  `yaml:"history"`
 	Agent   Agent    `yaml:"agent"`
 	Log     Log      `yaml:"log"`
 }
@@ -129,6 +131,28 @@ type Etcd struct {
 	Quota int64 `yaml:"quota" unit:"bytes"`
 }
 
+// Mount says where a controller finds the mount that all controllers share.
+type Mount struct {
+	// Dir is where it is mounted, made the cluster's by uac mount init. Empty
+	// means that there is none.
+	Dir string `yaml:"dir"`
+	// Timeout is how long one operation, of at most 1 MiB, may take before the
+	// mount counts as hung.
+	Timeout time.Duration `yaml:"timeout"`
+}
+
+// History says how long requests are kept after their end, and where.
+type History struct {
+	// Hot is how long a finished request stays in the store before it moves to the
+	// mount.
+	Hot time.Duration `yaml:"hot"`
+	// HotCount is how many finished requests the store holds at most, however
+	// short ago they ended.
+	HotCount int `yaml:"hot_count"`
+	// Keep is how long a request is kept on the mount; 0 means for ever.
+	Keep time.Duration `yaml:"keep"`
+}
+
 // Agent holds the settings of a node with the role agent.
 type Agent struct {
 	// Servers are the controllers and relays to connect to, in order of
@@ -170,7 +194,12 @@ func Default() Config {
 			OnStop:         "handover",
 			Execution:      "any",
 		},
-		Etcd: Etcd{Quota: member.QuotaBytes},
+		Etcd:  Etcd{Quota: member.QuotaBytes},
+		Mount: Mount{Timeout: 5 * time.Second},
+		// An hour is what people look back at most, and 10,000 requests are some
+		// 20 MB of a store of gigabytes. 90 days cover a quarter's audit; who must
+		// keep more says so, or says 0.
+		History: History{Hot: time.Hour, HotCount: 10_000, Keep: 90 * 24 * time.Hour},
 		Agent: Agent{
 			KillGrace:    10 * time.Second,
 			ReconnectMin: 50 * time.Millisecond,

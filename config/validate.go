@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -48,6 +49,7 @@ func (c *Config) Validate() error {
 	c.validateNode(&v)
 	c.validateMembers(&v)
 	c.validateCluster(&v)
+	c.validateMount(&v)
 	c.validateAgent(&v)
 	return errors.Join(v.errs...)
 }
@@ -199,6 +201,24 @@ func (c *Config) validateCluster(v *checks) {
 func oneOf(v *checks, key, value string, allowed ...string) {
 	if !slices.Contains(allowed, value) {
 		v.bad(key, "%s is not one of %s%s", quoted(value), strings.Join(allowed, ", "), roles.DidYouMean(roles.Nearest(value, allowed)))
+	}
+}
+
+func (c *Config) validateMount(v *checks) {
+	if dir := c.Mount.Dir; dir != "" && (!filepath.IsAbs(dir) || filepath.Clean(dir) == "/") {
+		v.bad("mount.dir", "%s is not the absolute path of a mount", quoted(dir))
+	}
+	if t := c.Mount.Timeout; t < 100*time.Millisecond || t > 5*time.Minute {
+		v.bad("mount.timeout", "%s is not between 100ms and 5m", t)
+	}
+	if c.History.Hot < 0 {
+		v.bad("history.hot", "%s is negative", c.History.Hot)
+	}
+	if c.History.HotCount < 0 {
+		v.bad("history.hot_count", "%d is negative", c.History.HotCount)
+	}
+	if k := c.History.Keep; k != 0 && k < time.Hour {
+		v.bad("history.keep", "%s is less than an hour; 0 means for ever", k)
 	}
 }
 

@@ -29,6 +29,7 @@ import "strings"
 //	links/<agent>/<controller>     which controllers hold a link to the agent
 //	tokens/<id>                    API and join tokens, hashed
 //	imported/<id>                  first tokens that were stored once and are not stored again
+//	mounts/<controller>            how a controller saw the shared mount last
 //	events/<id>                    what happened and who did it
 //
 // This package owns the keys down to locks/; the others belong to the roles

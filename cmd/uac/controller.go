@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
+	"uac/codestation/mount"
 	"uac/roles/controller"
 	"uac/roles/controller/api"
 	"uac/roles/wire"
@@ -74,13 +75,15 @@ func runController(ctx context.Context, d daemonDeps) error {
 	ctx, end := newEnding(ctx, d)
 	defer end.stop()
 
+	shared := mount.New(cfg.SharedMount(), mount.Deps{Command: mountCommand, Log: d.log})
 	c := controller.New(controller.Config{
 		Name: cfg.Node.Name, Host: node.host, IP: node.ip, API: apiURL(cfg, apiListener.Addr()),
 		Version: d.build.Version, BuildID: d.build.Commit, BuildDate: d.build.Date,
 		Execution: cfg.Cluster.Execution, HoldOnStop: cfg.Cluster.OnStop == "hold",
 		PingInterval: pingInterval,
+		History:      controller.HistoryConfig{Hot: cfg.History.Hot, HotCount: cfg.History.HotCount, Keep: cfg.History.Keep},
 	}, controller.Deps{
-		Member: node.member, Authority: authority, FirstTokens: first,
+		Member: node.member, Authority: authority, FirstTokens: first, Mount: shared,
 		DialMember: node.dialer.dial,
 		End:        func(e controller.Ending) { end.end(e.Abrupt, e.Restart) },
 		Log:        d.log,
@@ -114,6 +117,7 @@ func runController(ctx context.Context, d daemonDeps) error {
 	g.Go(func() error { return serveGRPC(below, node.links.Class(wire.ClassJoin), joins) })
 	g.Go(func() error { return api.Serve(below, tls.NewListener(apiListener, apiTLS), rest.Handler(), d.log) })
 	g.Go(func() error { return node.member.Run(below) })
+	g.Go(func() error { return shared.Run(below) })
 	g.Go(func() error { return renewOwn(below, d, store, authority) })
 	g.Go(func() error {
 		defer stopBelow()

@@ -54,6 +54,7 @@ in any case: the same command starts it again.
 
   DIR/env            to source: UAC_SERVER, UAC_TOKEN and UAC_CACERT
   DIR/cluster.json   names, processes, addresses, data and logs of the nodes
+  DIR/mount/         the mount that the controllers share
   DIR/NODE/          uac.yaml, log and data of a node`,
 		Example: `  uac dev
   uac dev --dir /tmp/try --detach && . /tmp/try/env && uac node list

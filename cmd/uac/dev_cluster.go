@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"uac/codestation/durable"
+	"uac/codestation/mount"
 	"uac/config"
 	"uac/roles"
 	"uac/roles/wire/pki"
@@ -62,6 +63,7 @@ func (c *devCluster) file(name string) string { return filepath.Join(c.dir, name
 const (
 	devClusterFile = "cluster.json"
 	devEnvFile     = "env"      // shell variables of a client
+	devMountDir    = "mount"    // shared by the controllers
 	devPKIDir      = "pki"      // the authorities, and the first token
 	devLogFile     = "dev.log"  // of the process that runs the nodes, if it is in the background
 	devSocket      = "dev.sock" // where that process takes orders
@@ -169,12 +171,18 @@ func (c *devCluster) create() (err error) {
 		if err == nil {
 			return
 		}
-		for _, name := range append(c.names(), devPKIDir, devEnvFile, devClusterFile) {
+		for _, name := range append(c.names(), devMountDir, devPKIDir, devEnvFile, devClusterFile) {
 			err = errors.Join(err, os.RemoveAll(c.file(name)))
 		}
 	}()
 	token, err := initPKI(pki.InitOptions{Dir: c.file(devPKIDir), Cluster: devClusterName})
 	if err != nil {
+		return err
+	}
+	if err := durable.MkdirAll(c.file(devMountDir), 0o700); err != nil {
+		return err
+	}
+	if _, err := mount.Init(c.file(devMountDir), devClusterName); err != nil {
 		return err
 	}
 	authority, err := pki.OpenAuthority(c.file(devPKIDir))
@@ -247,6 +255,9 @@ listen:
   api: "{{.Node.Address}}:{{.API}}"
   raft: "{{.Node.Address}}:{{.Raft}}"
   link: "{{.Node.Address}}:{{.Link}}"
+{{- if .Mount}}
+mount: {dir: {{quote .Mount}}}
+{{- end}}
 members:
 {{- range .Members}}
 - {name: {{.Name}}, role: {{.Role}}, address: {{.Address}}}
@@ -259,12 +270,16 @@ func (c *devCluster) config(n devNode) ([]byte, error) {
 	data := struct {
 		Node            devNode
 		Cluster, Labels string
+		Mount           string
 		Members         []devNode
 		Servers         []string
 		API, Raft, Link int
 	}{
 		Node: n, Cluster: devClusterName, Labels: devLabels,
 		API: config.PortAPI, Raft: config.PortRaft, Link: config.PortLink,
+	}
+	if n.Role == roles.RoleController {
+		data.Mount = c.file(devMountDir)
 	}
 	controllers := c.withRole(roles.RoleController)
 	data.Members = slices.Concat(controllers, c.withRole(roles.RoleWatch))

@@ -32,9 +32,9 @@ var imports = map[string][]string{
 		"roles/wire", "roles/wire/pki",
 	},
 
-	"config": {"coord", "roles"},
+	"config": {"codestation/mount", "coord", "roles"},
 
-	"roles/controller": {"coord", "roles", "roles/controller/api", "roles/wire", "roles/wire/pki"},
+	"roles/controller": {"codestation/mount", "coord", "roles", "roles/controller/api", "roles/wire", "roles/wire/pki"},
 	"roles/agent":      {"codestation/durable", "roles/wire"},
 	"roles/watch":      {"coord"},
 

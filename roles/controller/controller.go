@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"uac/codestation/mount"
 	"uac/coord"
 	"uac/roles/controller/api"
 	"uac/roles/wire"
@@ -36,6 +37,7 @@ type Config struct {
 	// PingInterval is how often a link is pinged; an agent gives a link up that
 	// was silent for three times as long.
 	PingInterval time.Duration
+	History      HistoryConfig
 }
 
 // Ending says how the process is to end.
@@ -53,6 +55,8 @@ type Deps struct {
 	Authority *pki.Authority
 	// FirstTokens are stored once, to let the first operator in.
 	FirstTokens []pki.APIToken
+	// Mount is shared by all controllers; nil means that there is none.
+	Mount *mount.Mount
 	// DialMember returns the member service of another controller or watch.
 	// The connection stays with the dialer, which may share it.
 	DialMember func(ctx context.Context, node string) (wire.MemberClient, error)
@@ -83,6 +87,9 @@ var _ api.Backend = (*Controller)(nil)
 
 // New returns a controller. Nothing runs yet.
 func New(cfg Config, deps Deps) *Controller {
+	if deps.Mount == nil {
+		deps.Mount = mount.New(mount.Config{}, mount.Deps{Log: deps.Log})
+	}
 	return &Controller{
 		cfg: cfg, deps: deps, log: deps.Log, member: deps.Member,
 		links: newLinks(), started: time.Now(),
@@ -128,6 +135,7 @@ func (c *Controller) serve(ctx context.Context, s *coord.Session) error {
 	g.Go(func() error { return d.run(gctx) })
 	g.Go(func() error { return s.ServeOrders(gctx, c.carryOut) })
 	g.Go(func() error { return s.Lead(gctx, c.lead) })
+	g.Go(func() error { return c.watchMount(gctx, s) })
 	g.Go(func() error {
 		for _, t := range c.deps.FirstTokens {
 			if err := c.importToken(gctx, s, t); err != nil && gctx.Err() == nil {

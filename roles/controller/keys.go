@@ -20,6 +20,7 @@ const (
 	prefixLinks     = "links/"
 	prefixTokens    = "tokens/"
 	prefixEvents    = "events/"
+	prefixMounts    = "mounts/"
 )
 
 func specKey(id string) string       { return prefixRequests + id + "/spec" }
@@ -39,6 +40,7 @@ func tokenKey(id string) string { return prefixTokens + id }
 // importedKey remembers that a first token was stored, also after its deletion.
 func importedKey(id string) string { return "imported/" + id }
 func eventKey(id string) string    { return prefixEvents + id }
+func mountKey(node string) string  { return prefixMounts + node }
 
 // claimRecord is the value of claims/<id>: who owns a request.
 type claimRecord struct {

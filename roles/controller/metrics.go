@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"uac/codestation/mount"
 	"uac/coord"
 )
 
@@ -43,6 +44,9 @@ func (c *Controller) RegisterMetrics(r prometheus.Registerer) error {
 		gauge("store_file_ratio", "Size of the store's file as a part of the quota.", func() float64 { _, file := c.member.Room(); return file }),
 		gauge("store_revision", "Revision that this node shows.", func() float64 { return float64(c.member.View().Revision()) }),
 		gauge("quorum_lost_seconds", "For how long this node has seen no majority; 0 if it sees one.", func() float64 { return c.member.QuorumLost().Seconds() }),
+		gauge("mount_ok", "1 while the shared mount works here; 0 also without one.", func() float64 { return yes(c.deps.Mount.State().Kind == mount.OK) }),
+		gauge("mount_free_bytes", "Free room on the shared mount, when it was last looked at.", func() float64 { return float64(c.deps.Mount.State().Free) }),
+		gauge("mount_stuck_children", "Processes that touched the shared mount and do not end.", func() float64 { return float64(c.deps.Mount.State().Stuck) }),
 		gauge("generation", "Generation of the cluster.", func() float64 { n, _ := c.member.Generation(); return float64(n) }),
 	} {
 		if err := r.Register(col); err != nil {

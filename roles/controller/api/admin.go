@@ -16,6 +16,10 @@ import (
 const joinTTL = time.Hour
 
 func (s *Server) adminRoutes(d *definer) {
+	define(d, route{pattern: "GET /v1/mounts", id: "listMounts", summary: "Show the shared mount as each controller sees it"},
+		func(ctx context.Context, _ *struct{}) (*output[[]Mount], error) {
+			return listOf(s.backend.ListMounts(ctx))
+		})
 	define(d, route{pattern: "GET /v1/locks", id: "listLocks", summary: "List who holds and who waits for locks"},
 		func(ctx context.Context, _ *struct{}) (*output[[]Lock], error) {
 			return listOf(s.backend.ListLocks(ctx))

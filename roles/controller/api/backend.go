@@ -183,6 +183,27 @@ type Agents interface {
 	SuspendAgent(ctx context.Context, a Actor, name string, suspended bool) (Agent, error)
 }
 
+// Mount is the shared mount as one controller sees it.
+type Mount struct {
+	Node string `json:"node"`
+	// State is ok, or what is wrong: absent, foreign, read_only, full, stale, hung,
+	// failed; unconfigured without a mount in the settings, checking right after a
+	// start, unknown of a controller that is Offline.
+	State string `json:"state"`
+	// Since is when the node saw it become so, by its own clock.
+	Since time.Time `json:"since,omitzero"`
+	Error string    `json:"error,omitempty"`
+	Dir   string    `json:"dir,omitempty"`
+	// ID is that of the sentinel: nodes with the same id have the same mount.
+	ID string `json:"id,omitempty"`
+	// FreeBytes and TotalBytes are as they were at Seen, when the node wrote this.
+	FreeBytes  uint64    `json:"free_bytes"`
+	TotalBytes uint64    `json:"total_bytes"`
+	Seen       time.Time `json:"seen,omitzero"`
+	// StuckChildren are processes that touched the mount and do not end.
+	StuckChildren int `json:"stuck_children,omitempty"`
+}
+
 // Lock is one holder of a lock, or one that waits for it.
 type Lock struct {
 	Name    string `json:"name"`
@@ -224,8 +245,10 @@ type TokenSpec struct {
 	Replace bool          `json:"replace,omitempty"`
 }
 
-// Admin is what the lock, token and event routes need.
+// Admin is what the mount, lock, token and event routes need.
 type Admin interface {
+	// ListMounts lists the shared mount as each controller sees it.
+	ListMounts(ctx context.Context) ([]Mount, error)
 	ListLocks(ctx context.Context) ([]Lock, error)
 	ReleaseLock(ctx context.Context, a Actor, name string) error
 	ListTokens(ctx context.Context) ([]Token, error)

@@ -58,6 +58,7 @@ func TestRoutes(t *testing.T) {
 		{"GET", "/v1/agents/a1", ""},
 		{"POST", "/v1/agents/a1/suspend", ""},
 		{"POST", "/v1/agents/a1/resume", ""},
+		{"GET", "/v1/mounts", ""},
 		{"GET", "/v1/locks", ""},
 		{"DELETE", "/v1/locks/web", ""},
 		{"GET", "/v1/events?limit=1", ""},

@@ -72,6 +72,7 @@ func rules() map[string]rule {
 		"GET /v1/agents/{name}":                     {access: pki.Viewer},
 		"POST /v1/agents/{name}/suspend":            {access: pki.Operator},
 		"POST /v1/agents/{name}/resume":             {access: pki.Operator},
+		"GET /v1/mounts":                            {access: pki.Viewer},
 		"GET /v1/locks":                             {access: pki.Viewer},
 		"DELETE /v1/locks/{name}":                   {access: pki.Operator},
 		"GET /v1/events":                            {access: pki.Viewer},

@@ -24,6 +24,7 @@ type State struct {
 	Keys      map[string]string // idempotency key -> request
 	Output    map[string]string // "request/step/attempt" -> what it wrote
 	Agents    []api.Agent
+	Mounts    []api.Mount
 	Locks     []api.Lock
 	Events    []api.Event
 	Tokens    []api.Token
@@ -575,6 +576,12 @@ func (b *Backend) SuspendAgent(_ context.Context, a api.Actor, name string, susp
 		out = *agent
 		return nil
 	}, name, suspended)
+	return out, err
+}
+
+// ListMounts implements api.Admin.
+func (b *Backend) ListMounts(context.Context) (out []api.Mount, err error) {
+	err = b.read("ListMounts", func(s *State) error { out = slices.Clone(s.Mounts); return nil })
 	return out, err
 }
 
