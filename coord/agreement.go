@@ -42,6 +42,16 @@ type ballot struct {
 	epoch int64
 	asked []numbered
 	votes map[string]voteMsg
+	// dead holds, by asker, who asked because the process has ended.
+	dead map[string]declared
+}
+
+// declared is what an asker said of a process that has ended, and when that was
+// received. That number of its own does not tell us how old it is; but what has
+// ended does not begin again, so all that a delay can do is to outlast a mistake.
+type declared struct {
+	evidence string
+	at       time.Time
 }
 
 // numbered is when an ask was sent.
@@ -57,15 +67,36 @@ func newBallots(self string) *ballots {
 // ask returns the next question about the session. now must be taken before
 // the question can leave.
 func (b *ballots) ask(now time.Time, suspect string, epoch int64) askMsg {
-	o := b.open[suspect]
-	if o == nil || o.epoch != epoch {
-		o = &ballot{epoch: epoch, votes: map[string]voteMsg{}}
-		b.open[suspect] = o
-	}
+	o := b.about(suspect, epoch)
 	b.number++
 	o.asked = slices.DeleteFunc(o.asked, func(n numbered) bool { return now.Sub(n.at) >= voteFor })
 	o.asked = append(o.asked, numbered{b.number, now})
 	return askMsg{Suspect: suspect, Epoch: epoch, Number: b.number}
+}
+
+// about returns the ballot on that session, a new one if there is none.
+func (b *ballots) about(suspect string, epoch int64) *ballot {
+	o := b.open[suspect]
+	if o == nil || o.epoch != epoch {
+		o = &ballot{epoch: epoch, votes: map[string]voteMsg{}, dead: map[string]declared{}}
+		b.open[suspect] = o
+	}
+	return o
+}
+
+// declared takes in the question of a voter that has evidence that the process has
+// ended: it need not be asked.
+func (b *ballots) declared(now time.Time, voter string, m *askMsg) {
+	if o := b.open[m.Suspect]; m.Dead != "" && (o == nil || o.epoch <= m.Epoch) {
+		b.about(m.Suspect, m.Epoch).dead[voter] = declared{m.Dead, now}
+	}
+}
+
+// forget drops what a voter declared whose connection ended.
+func (b *ballots) forget(voter string) {
+	for _, o := range b.open {
+		delete(o.dead, voter)
+	}
 }
 
 // vote takes in a voter's answer. The last word about the newest number counts.
@@ -101,9 +132,15 @@ func (b *ballots) agreed(now time.Time, suspect string, epoch int64, own evidenc
 	why := map[string]string{b.self: own.String()}
 	if o := b.open[suspect]; o != nil && o.epoch == epoch {
 		for _, v := range voters {
-			if said, ok := o.votes[v]; ok && v != b.self && v != suspect && o.valid(now, said) {
+			if v == b.self || v == suspect {
+				continue
+			}
+			if said := o.votes[v]; o.valid(now, said) {
 				names = append(names, v)
 				why[v] = said.Evidence
+			} else if d, ok := o.dead[v]; ok && own&evDead != 0 && now.Sub(d.at) < voteFor {
+				names = append(names, v)
+				why[v] = d.evidence
 			}
 		}
 	}

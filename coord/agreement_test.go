@@ -62,6 +62,33 @@ func TestAgreement(t *testing.T) {
 			votes: func(b *ballots) {
 				b.vote("w1", &voteMsg{Suspect: "c1", Epoch: 9, Number: 1, Yes: true})
 			}},
+		{name: "asked by one that knows of the death", b: newBallots("c2"), voters: three, own: evNewRun, want: []string{"c2", "w1"},
+			votes: func(b *ballots) {
+				b.declared(at(0), "w1", &askMsg{Suspect: "c1", Epoch: 10, Number: 7, Dead: "refused"})
+			}},
+		{name: "asked so, and only silence here", b: newBallots("c2"), voters: three, own: evSilence,
+			votes: func(b *ballots) {
+				b.declared(at(0), "w1", &askMsg{Suspect: "c1", Epoch: 10, Number: 7, Dead: "refused"})
+			}},
+		{name: "asked by one that has other evidence", b: newBallots("c2"), voters: three, own: evRefused,
+			votes: func(b *ballots) { b.declared(at(0), "w1", &askMsg{Suspect: "c1", Epoch: 10, Number: 7}) }},
+		{name: "asked so too long ago", b: newBallots("c2"), voters: three, own: evRefused, now: 200 * ms,
+			votes: func(b *ballots) {
+				b.declared(at(0), "w1", &askMsg{Suspect: "c1", Epoch: 10, Number: 7, Dead: "refused"})
+			}},
+		{name: "asked so about a former session", b: asked(0), voters: three, own: evRefused,
+			votes: func(b *ballots) {
+				b.declared(at(0), "w1", &askMsg{Suspect: "c1", Epoch: 9, Number: 7, Dead: "refused"})
+			}},
+		{name: "asked so by the suspect", b: newBallots("c2"), voters: three, own: evRefused,
+			votes: func(b *ballots) {
+				b.declared(at(0), "c1", &askMsg{Suspect: "c1", Epoch: 10, Number: 7, Dead: "refused"})
+			}},
+		{name: "asked so on a connection that ended", b: newBallots("c2"), voters: three, own: evRefused,
+			votes: func(b *ballots) {
+				b.declared(at(0), "w1", &askMsg{Suspect: "c1", Epoch: 10, Number: 7, Dead: "refused"})
+				b.forget("w1")
+			}},
 		{name: "this member has no vote", b: asked(0), voters: []string{"c1", "c3", "w1"}, own: evSilence,
 			votes: func(b *ballots) { b.vote("c3", yes(1)); b.vote("w1", yes(1)) }},
 		{name: "alive expired counts as a majority", b: newBallots("c2"), voters: three, own: evSilence | evAliveExpired, want: []string{"c2"},

@@ -23,6 +23,10 @@ func (m *mesh) dial(ctx context.Context, p *peer) {
 			continue
 		case !linked && lasting(err):
 			wait = refusalPause
+		case !linked && m.knownDead(p):
+			// Nothing is to be found out by haste, and its loss is being decided now.
+			// Its next process dials us.
+			wait = longest
 		default:
 			wait = min(max(2*wait, firstRedial), longest)
 		}
@@ -73,6 +77,13 @@ func (m *mesh) serve(p *peer, l *link, handle func(*peer, *link, *message) error
 	m.linkDown(p, l)
 	wg.Wait()
 	return err
+}
+
+// knownDead reports whether a refused dial was evidence against the peer's session.
+func (m *mesh) knownDead(p *peer) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return p.evidence&evRefused != 0
 }
 
 func (m *mesh) dialFailed(p *peer, began time.Time, err error) {

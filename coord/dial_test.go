@@ -323,6 +323,63 @@ func TestQuestionsAreRepeated(t *testing.T) {
 	})
 }
 
+// Who asks because the process has ended need not be asked.
+func TestAQuestionAboutTheDeadIsAVote(t *testing.T) {
+	for _, first := range []string{"question", "own evidence"} {
+		withPuppets(t, func(t *testing.T, _ *fabric, c2 *testNode, c1, w1 *puppet) {
+			question := func() {
+				w1.send(message{Ask: &askMsg{Suspect: "c1", Epoch: 10, Number: 1, Dead: "refused"}})
+				synctest.Wait()
+			}
+			if first == "question" {
+				question()
+			}
+			wantAgreement(t, c2, "c1", 10, "")
+			_ = c1.conn.Close()
+			synctest.Wait()
+			if first != "question" {
+				question()
+			}
+			if !c2.events.has("agreed c1 10") {
+				t.Errorf("%s first: events are %v", first, c2.events)
+			}
+			wantAgreement(t, c2, "c1", 10, "c2 w1")
+		})
+	}
+}
+
+func TestQuestionsTellOfADeath(t *testing.T) {
+	withPuppets(t, func(t *testing.T, f *fabric, _ *testNode, c1, _ *puppet) {
+		w1 := acceptPuppet(t, f, "w1")
+		w1.send(helloOf("w1", "r3"))
+		_ = c1.conn.Close()
+		if q := w1.nextAsk(20); q.Dead != "refused" {
+			t.Errorf("question is %+v", q)
+		}
+	})
+}
+
+// What is known to be dead is dialed no oftener than what has been away for long.
+func TestNoHasteToDialTheDead(t *testing.T) {
+	withPuppets(t, func(t *testing.T, f *fabric, c2 *testNode, c1, _ *puppet) {
+		time.Sleep(30 * ms)
+		_ = c1.conn.Close()
+		synctest.Wait()
+		if got := c2.status("c1").Evidence; got != "refused" {
+			t.Fatalf("evidence is %q, want refused", got)
+		}
+		began := time.Now()
+		l := f.listen("c1")
+		defer func() { _ = l.Close() }()
+		if _, err := l.Accept(); err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(began); d != 100*ms {
+			t.Errorf("dialed again after %v", d)
+		}
+	})
+}
+
 // A peer that could dial us, but that we could not, dies.
 func TestEndOfTheAcceptedConnectionIsEnough(t *testing.T) {
 	withPuppets(t, func(t *testing.T, f *fabric, c2 *testNode, c1, _ *puppet) {

@@ -465,13 +465,14 @@ func (m *mesh) ask(now time.Time, p *peer) {
 	p.nextAsk = now.Add(askEvery)
 	msg := message{Ask: new(askMsg)}
 	*msg.Ask = m.ballots.ask(now, p.name, p.epoch)
+	msg.Ask.Dead = (p.evidence & evDead).String()
 	for _, v := range m.facts.Voters() {
 		if q := m.peers[v]; q != nil && q != p && q.out != nil {
 			q.out.send(&msg)
 		}
 	}
-	if p.evidence&evAliveExpired != 0 {
-		m.reportAgreed(now, p) // needs no votes, so none will renew it
+	if p.evidence&(evAliveExpired|evDead) != 0 {
+		m.reportAgreed(now, p) // may need no answer, so none will renew it
 	}
 }
 
@@ -564,7 +565,11 @@ func (m *mesh) fromDialer(p *peer, l *link, msg *message) error {
 	case msg.Ask != nil:
 		if suspect := m.peers[msg.Ask.Suspect]; suspect != nil {
 			m.booth.ask(now, p.name, msg.Ask)
+			m.ballots.declared(now, p.name, msg.Ask)
 			m.review(now, suspect)
+			if msg.Ask.Dead != "" {
+				m.reportAgreed(now, suspect)
+			}
 		}
 	case msg.Echo != nil, msg.Vote != nil, msg.Hello != nil:
 		return errOutOfTurn
@@ -648,6 +653,7 @@ func (m *mesh) drop(now time.Time, p *peer, slot **link, why error) {
 		m.trust.linkDown(p.name)
 	} else {
 		m.booth.forget(p.name)
+		m.ballots.forget(p.name)
 	}
 }
 

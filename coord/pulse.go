@@ -93,6 +93,9 @@ type askMsg struct {
 	Suspect string `json:"suspect"`
 	Epoch   int64  `json:"epoch"`
 	Number  uint64 `json:"number"`
+	// Dead is the asker's own evidence in words, if that says that the process has
+	// ended: then the question is the asker's vote, too.
+	Dead string `json:"dead,omitempty"`
 }
 
 // voteMsg answers the ask that it numbers: yes, or no more.
