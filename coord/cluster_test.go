@@ -57,6 +57,10 @@ func has(s coord.Snapshot, key string) bool { _, ok := s.Get(key); return ok }
 func begun(s coord.Snapshot) string {
 	kv, _ := s.Get("active")
 	first := value[coord.TermRecord](s, "terms")
+	if first.Epoch == 0 {
+		rec, _ := s.Get("terms")
+		first.Epoch = rec.Mod
+	}
 	if kv.Mod == 0 || first.Epoch != kv.Mod {
 		return ""
 	}

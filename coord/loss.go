@@ -156,6 +156,10 @@ func (s *Session) lossTx(snap Snapshot, sus suspect, a agreement) (lossTx, error
 				tx.cmps = append(tx.cmps, c.cmp())
 			}
 			tx.then = append(tx.then, clientv3.OpPut(keyActive, string(succ.active())))
+			if succ.Name == me {
+				// The first write of our term goes with the transaction that begins it.
+				tx.then = append(tx.then, clientv3.OpPut(keyTerms, string(encode(TermRecord{Node: me, At: tx.record.At}))))
+			}
 		} else {
 			tx.then = append(tx.then, clientv3.OpDelete(keyActive))
 		}
@@ -176,7 +180,7 @@ func (s *Session) lossTx(snap Snapshot, sus suspect, a agreement) (lossTx, error
 // lossDecided acts on our own decision without waiting for the view.
 func (s *Session) lossDecided(rec LossRecord, rev int64) {
 	if rec.Successor == s.m.cfg.Name {
-		s.beginTerm(rev)
+		s.beginTerm(rev, true)
 	}
 	s.log.Warn("session declared lost", "suspect", rec.Node, "session", rec.Epoch,
 		"evidence", rec.Evidence, "agreed", rec.Agreed, "was_active", rec.WasActive, "successor", rec.Successor)

@@ -16,6 +16,11 @@ import (
 
 func session(s coord.Snapshot, node string) int64 { return coord.SessionEpoch(s, node) }
 
+func revision(s coord.Snapshot, key string) int64 {
+	kv, _ := s.Get(key)
+	return kv.Mod
+}
+
 func prefer(t testing.TB, s *coord.Session, node string) {
 	t.Helper()
 	if _, err := s.UpdateNode(t.Context(), node, func(r coord.NodeRecord) (coord.NodeRecord, error) {
@@ -48,6 +53,12 @@ func TestLossOfTheActive(t *testing.T) {
 		snap := c.Node("w1").Member.View().Snapshot()
 		if session(snap, active) != 0 {
 			t.Error("the lost session is still there")
+		}
+		if lost, _ := snap.Get("losses/" + active); rec.Decider == passive {
+			// It is Active with a term that it has begun, from one revision on.
+			if now, first := revision(snap, "active"), revision(snap, "terms"); now != lost.Mod || first != lost.Mod {
+				t.Errorf("decided at %d, the term is from %d and its first write from %d", lost.Mod, now, first)
+			}
 		}
 		mustCommit(t, c.Node(passive).Session(), put("x", leader))
 		if got := raftLeader(c, passive); got == active || got == "" {

@@ -100,8 +100,10 @@ type LossRecord struct {
 
 // TermRecord is the value of terms: the first fenced write of a term.
 type TermRecord struct {
-	Node  string    `json:"node"`
-	Epoch int64     `json:"epoch"`
+	Node string `json:"node"`
+	// Epoch of the term. 0 in a record that the loss transaction put: it began the
+	// term with this record, whose revision is the epoch.
+	Epoch int64     `json:"epoch,omitempty"`
 	At    time.Time `json:"at"`
 }
 

@@ -91,8 +91,9 @@ func (s *Session) Lead(ctx context.Context, fn func(ctx context.Context, t *Term
 }
 
 // beginTerm starts the term with this epoch unless it runs already. Its first
-// fenced write goes out before anybody hears of it.
-func (s *Session) beginTerm(epoch int64) {
+// fenced write goes out before anybody hears of it, unless the transaction that
+// began the term wrote it.
+func (s *Session) beginTerm(epoch int64, written bool) {
 	s.mu.Lock()
 	// A view that is behind still shows a term that has ended: never twice.
 	if s.leaving || epoch <= s.lastTerm {
@@ -114,6 +115,11 @@ func (s *Session) beginTerm(epoch int64) {
 		old.cancel(ErrNotActive)
 	}
 	began := monotonic()
+	if written {
+		s.log.Info("term begun", "term", epoch, "began_mono_ns", began, "first_write_mono_ns", began)
+		s.tidySoon()
+		return
+	}
 	s.Submit(Tx{
 		If:   []Cond{t.Guard()},
 		Then: []Write{Put(keyTerms, encode(TermRecord{Node: s.m.cfg.Name, Epoch: epoch, At: time.Now().UTC()}))},
@@ -197,7 +203,7 @@ func (s *Session) campaign(ctx context.Context) error {
 func (s *Session) follow(snap Snapshot) (vacant bool) {
 	kv, rec, holder := activeIn(snap)
 	if holder && rec.Node == s.m.cfg.Name && rec.Epoch == s.epoch {
-		s.beginTerm(kv.Mod)
+		s.beginTerm(kv.Mod, snap.mod(keyTerms) == kv.Mod)
 		return false
 	}
 	s.endTerm(snap.Revision(), ErrNotActive)
@@ -258,7 +264,7 @@ func (s *Session) run(ctx context.Context, snap Snapshot) error {
 		return err
 	}
 	if resp.Succeeded {
-		s.beginTerm(resp.Header.Revision)
+		s.beginTerm(resp.Header.Revision, false)
 	}
 	return nil
 }
