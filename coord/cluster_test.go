@@ -171,10 +171,16 @@ func (c call) pass() (*clientv3.TxnResponse, error) { return c.next(c.ctx, c.cmp
 
 // passAfterLossOf passes the call on when a key has just been deleted.
 func (c call) passAfterLossOf(key string) (*clientv3.TxnResponse, error) {
-	if _, err := c.next(context.WithoutCancel(c.ctx), nil, []clientv3.Op{clientv3.OpDelete(key)}, nil); err != nil {
-		return nil, err
+	var err error
+	for range 100 { // what is proposed to a leader that has just died is lost
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), 100*time.Millisecond)
+		_, err = c.next(ctx, nil, []clientv3.Op{clientv3.OpDelete(key)}, nil)
+		cancel()
+		if err == nil {
+			return c.pass()
+		}
 	}
-	return c.pass()
+	return nil, err
 }
 
 // puts returns the value that the transaction puts to a key.
