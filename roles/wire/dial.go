@@ -27,22 +27,27 @@ func Dial(ctx context.Context, class, addr string, config *tls.Config) (*tls.Con
 	}
 	ctx, cancel := context.WithTimeout(ctx, DialTimeout)
 	defer cancel()
-	cfg := config.Clone()
-	cfg.MinVersion = tls.VersionTLS13
-	cfg.NextProtos = []string{class}
-	cfg.ClientSessionCache = nil
 	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("wire: %w", err)
 	}
+	return handshake(ctx, raw, class, config)
+}
+
+// handshake makes a TCP connection one of the class, or closes it.
+func handshake(ctx context.Context, raw net.Conn, class string, config *tls.Config) (*tls.Conn, error) {
+	cfg := config.Clone()
+	cfg.MinVersion = tls.VersionTLS13
+	cfg.NextProtos = []string{class}
+	cfg.ClientSessionCache = nil
 	conn := tls.Client(raw, cfg)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
-		return nil, fmt.Errorf("wire: handshake with %s for %s: %w", addr, class, err)
+		return nil, fmt.Errorf("wire: handshake with %s for %s: %w", raw.RemoteAddr(), class, err)
 	}
 	if got := conn.ConnectionState().NegotiatedProtocol; got != class {
 		raw.Close()
-		return nil, fmt.Errorf("wire: %s chose class %q, not %s", addr, got, class)
+		return nil, fmt.Errorf("wire: %s chose class %q, not %s", raw.RemoteAddr(), got, class)
 	}
 	return conn, nil
 }

@@ -75,15 +75,19 @@ func NewServer(o Options, extra ...grpc.ServerOption) *grpc.Server {
 // apart; a call fails at once while there is no connection, unless it asks to wait.
 // To be closed by the caller.
 func NewClient(class, addr string, config *tls.Config, o Options, extra ...grpc.DialOption) (*grpc.ClientConn, error) {
+	return newClient(addr, o, func(ctx context.Context, addr string) (net.Conn, error) {
+		conn, err := Dial(ctx, class, addr, config)
+		if err != nil {
+			return nil, err // not a nil *tls.Conn in an interface
+		}
+		return conn, nil
+	}, extra...)
+}
+
+func newClient(addr string, o Options, dial func(context.Context, string) (net.Conn, error), extra ...grpc.DialOption) (*grpc.ClientConn, error) {
 	opts := []grpc.DialOption{
 		grpc.WithTransportCredentials(finished{}),
-		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
-			conn, err := Dial(ctx, class, addr, config)
-			if err != nil {
-				return nil, err // not a nil *tls.Conn in an interface
-			}
-			return conn, nil
-		}),
+		grpc.WithContextDialer(dial),
 		grpc.WithReadBufferSize(readBuffer),
 		grpc.WithWriteBufferSize(writeBuffer),
 		grpc.WithStaticStreamWindowSize(streamWindow),

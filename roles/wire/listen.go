@@ -21,6 +21,7 @@ const (
 	ClassMember = "uac-member/1"
 	ClassLink   = "uac-link/1"
 	ClassJoin   = "uac-join/1"
+	ClassRelay  = "uac-relay/1"
 )
 
 // Class is one kind of connection that a [Listener] takes.
@@ -36,6 +37,10 @@ type Class struct {
 	Roles []pki.Role
 	// Anonymous classes ask for no client certificate. They take no Roles.
 	Anonymous bool
+	// Through is for connections whose handshake is another one's to make: the
+	// class needs no TLS and no Roles, is taken from clients that offer it alone,
+	// and yields [*Through].
+	Through bool
 }
 
 // ListenConfig holds the settings of a [Listener].
@@ -62,6 +67,7 @@ type Listener struct {
 	cfg     ListenConfig
 	tcp     net.Listener
 	classes map[string]*classListener
+	through bool // there is a class of that kind
 }
 
 // Listen binds the address. Connections are accepted once [Listener.Run] runs.
@@ -78,19 +84,20 @@ func Listen(cfg ListenConfig, classes ...Class) (*Listener, error) {
 	l := &Listener{cfg: cfg, classes: map[string]*classListener{}}
 	for _, c := range classes {
 		switch {
-		case c.Name == "" || c.TLS == nil:
+		case c.Name == "" || (c.TLS == nil) != c.Through:
 			return nil, fmt.Errorf("wire: class %q: needs a name and a TLS configuration", c.Name)
-		case c.Anonymous != (len(c.Roles) == 0):
+		case (c.Anonymous || c.Through) != (len(c.Roles) == 0):
 			return nil, fmt.Errorf("wire: class %s: takes either roles or anonymous clients", c.Name)
 		case l.classes[c.Name] != nil:
 			return nil, fmt.Errorf("wire: class %s is given twice", c.Name)
 		}
-		l.classes[c.Name] = &classListener{
-			class:  c,
-			static: c.serverConfig(c.TLS),
-			conns:  make(chan net.Conn),
-			closed: make(chan struct{}),
+		cl := &classListener{class: c, conns: make(chan net.Conn), closed: make(chan struct{})}
+		if c.Through {
+			l.through = true
+		} else {
+			cl.static = c.serverConfig(c.TLS)
 		}
+		l.classes[c.Name] = cl
 	}
 	tcp, err := net.Listen("tcp", cfg.Addr)
 	if err != nil {
@@ -107,7 +114,7 @@ func Listen(cfg ListenConfig, classes ...Class) (*Listener, error) {
 func (l *Listener) Addr() net.Addr { return l.tcp.Addr() }
 
 // Class returns the listener of one class, nil if there is no such class. It
-// yields *tls.Conn whose handshake is complete. Closing it refuses further
+// yields *tls.Conn whose handshake is complete, or *Through. Closing it refuses further
 // connections of the class and leaves the others alone; connections that nobody
 // accepts within the handshake timeout are closed.
 func (l *Listener) Class(name string) net.Listener {
@@ -170,20 +177,32 @@ func (l *Listener) handshake(ctx context.Context, raw net.Conn) {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.HandshakeTimeout)
 	defer cancel()
 	var class *classListener
-	conn := tls.Server(raw, &tls.Config{
+	seen := &Through{Conn: raw, known: !l.through}
+	conn := tls.Server(seen, &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 			for _, name := range hello.SupportedProtos {
-				if c := l.classes[name]; c != nil {
-					class = c
+				c := l.classes[name]
+				switch {
+				case c == nil:
+				case !c.class.Through:
+					class, seen.known, seen.Hello = c, true, nil
 					return c.configFor(hello)
+				case len(hello.SupportedProtos) == 1:
+					class, seen.known, seen.mute = c, true, true
+					return nil, errThrough
 				}
 			}
 			return nil, fmt.Errorf("%w: %q", ErrUnknownClass, hello.SupportedProtos)
 		},
 	})
 	err := conn.HandshakeContext(ctx)
-	if err == nil && class.give(ctx, conn) {
+	var done net.Conn = conn
+	if errors.Is(err, errThrough) {
+		seen.mute = false
+		done, err = seen, nil
+	}
+	if err == nil && class.give(ctx, done) {
 		return
 	}
 	raw.Close()

@@ -284,6 +284,65 @@ func (Refusal_Command) EnumDescriptor() ([]byte, []int) {
 	return file_uac_proto_rawDescGZIP(), []int{10, 1}
 }
 
+type RelayAnswer_Reason int32
+
+const (
+	RelayAnswer_REASON_UNSPECIFIED RelayAnswer_Reason = 0 // connected
+	// There is no controller but those that the ask rules out.
+	RelayAnswer_NO_OTHER RelayAnswer_Reason = 1
+	// No controller can be reached.
+	RelayAnswer_UNREACHABLE RelayAnswer_Reason = 2
+	// The relay carries all that it may, of all or of this asker.
+	RelayAnswer_FULL RelayAnswer_Reason = 3
+	// The ask makes no sense, or has been here before.
+	RelayAnswer_REFUSED RelayAnswer_Reason = 4
+)
+
+// Enum value maps for RelayAnswer_Reason.
+var (
+	RelayAnswer_Reason_name = map[int32]string{
+		0: "REASON_UNSPECIFIED",
+		1: "NO_OTHER",
+		2: "UNREACHABLE",
+		3: "FULL",
+		4: "REFUSED",
+	}
+	RelayAnswer_Reason_value = map[string]int32{
+		"REASON_UNSPECIFIED": 0,
+		"NO_OTHER":           1,
+		"UNREACHABLE":        2,
+		"FULL":               3,
+		"REFUSED":            4,
+	}
+)
+
+func (x RelayAnswer_Reason) Enum() *RelayAnswer_Reason {
+	p := new(RelayAnswer_Reason)
+	*p = x
+	return p
+}
+
+func (x RelayAnswer_Reason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RelayAnswer_Reason) Descriptor() protoreflect.EnumDescriptor {
+	return file_uac_proto_enumTypes[4].Descriptor()
+}
+
+func (RelayAnswer_Reason) Type() protoreflect.EnumType {
+	return &file_uac_proto_enumTypes[4]
+}
+
+func (x RelayAnswer_Reason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RelayAnswer_Reason.Descriptor instead.
+func (RelayAnswer_Reason) EnumDescriptor() ([]byte, []int) {
+	return file_uac_proto_rawDescGZIP(), []int{24, 0}
+}
+
 // Generation numbers the histories of the cluster: it rises when an operator lets
 // a survivor go on without a quorum, or restores a backup. The id tells two
 // histories with one number apart.
@@ -665,7 +724,10 @@ type Hello struct {
 	MaxAttempts uint32                 `protobuf:"varint,9,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"` // how many attempts it runs at a time
 	// Random id of this process of the agent. Two processes that live at the same
 	// time under one name are two machines with one identity.
-	Instance      string `protobuf:"bytes,10,opt,name=instance,proto3" json:"instance,omitempty"`
+	Instance string `protobuf:"bytes,10,opt,name=instance,proto3" json:"instance,omitempty"`
+	// Names of the relays that the link goes through, nearest to the agent first, as
+	// the agent was told: for people.
+	Via           []string `protobuf:"bytes,11,rep,name=via,proto3" json:"via,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -768,6 +830,13 @@ func (x *Hello) GetInstance() string {
 		return x.Instance
 	}
 	return ""
+}
+
+func (x *Hello) GetVia() []string {
+	if x != nil {
+		return x.Via
+	}
+	return nil
 }
 
 // End says how an attempt ended.
@@ -2270,6 +2339,361 @@ func (x *Ping) GetNumber() uint64 {
 	return 0
 }
 
+// RelayAsk is the first thing that an agent or a relay says to a relay (class
+// uac-relay/1), RelayAnswer what it gets: each a length of two bytes, big-endian,
+// and the message. After a RelayAnswer without a reason both sides leave TLS: from
+// then on the TCP connection is one to the controller.
+type RelayAsk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Class         string                 `protobuf:"bytes,1,opt,name=class,proto3" json:"class,omitempty"` // uac-link/1, or for relays also uac-join/1
+	Not           []string               `protobuf:"bytes,2,rep,name=not,proto3" json:"not,omitempty"`     // names of controllers that it has a link to already
+	Path          []string               `protobuf:"bytes,3,rep,name=path,proto3" json:"path,omitempty"`   // names of the relays that the ask has been through
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayAsk) Reset() {
+	*x = RelayAsk{}
+	mi := &file_uac_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayAsk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayAsk) ProtoMessage() {}
+
+func (x *RelayAsk) ProtoReflect() protoreflect.Message {
+	mi := &file_uac_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayAsk.ProtoReflect.Descriptor instead.
+func (*RelayAsk) Descriptor() ([]byte, []int) {
+	return file_uac_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *RelayAsk) GetClass() string {
+	if x != nil {
+		return x.Class
+	}
+	return ""
+}
+
+func (x *RelayAsk) GetNot() []string {
+	if x != nil {
+		return x.Not
+	}
+	return nil
+}
+
+func (x *RelayAsk) GetPath() []string {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+type RelayAnswer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        RelayAnswer_Reason     `protobuf:"varint,1,opt,name=reason,proto3,enum=uac.wire.v1.RelayAnswer_Reason" json:"reason,omitempty"`
+	Detail        string                 `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`         // of the reason, for people
+	Controller    string                 `protobuf:"bytes,3,opt,name=controller,proto3" json:"controller,omitempty"` // that it is connected to, as the relay believes
+	Via           []string               `protobuf:"bytes,4,rep,name=via,proto3" json:"via,omitempty"`               // relays behind this one, nearest first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayAnswer) Reset() {
+	*x = RelayAnswer{}
+	mi := &file_uac_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayAnswer) ProtoMessage() {}
+
+func (x *RelayAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_uac_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayAnswer.ProtoReflect.Descriptor instead.
+func (*RelayAnswer) Descriptor() ([]byte, []int) {
+	return file_uac_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *RelayAnswer) GetReason() RelayAnswer_Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return RelayAnswer_REASON_UNSPECIFIED
+}
+
+func (x *RelayAnswer) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *RelayAnswer) GetController() string {
+	if x != nil {
+		return x.Controller
+	}
+	return ""
+}
+
+func (x *RelayAnswer) GetVia() []string {
+	if x != nil {
+		return x.Via
+	}
+	return nil
+}
+
+// RelayBeat is what a relay says of itself. The first one has a hello and needs
+// nothing else.
+type RelayBeat struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Hello  *RelayHello            `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"`
+	Number uint64                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"` // of the beat
+	Links  uint32                 `protobuf:"varint,3,opt,name=links,proto3" json:"links,omitempty"`   // links of agents that it carries
+	// Round trips of beats to this controller within the last 30 s.
+	RoundTripMinNanos    int64  `protobuf:"varint,4,opt,name=round_trip_min_nanos,json=roundTripMinNanos,proto3" json:"round_trip_min_nanos,omitempty"`
+	RoundTripMedianNanos int64  `protobuf:"varint,5,opt,name=round_trip_median_nanos,json=roundTripMedianNanos,proto3" json:"round_trip_median_nanos,omitempty"`
+	RoundTripMaxNanos    int64  `protobuf:"varint,6,opt,name=round_trip_max_nanos,json=roundTripMaxNanos,proto3" json:"round_trip_max_nanos,omitempty"`
+	RoundTrips           uint32 `protobuf:"varint,7,opt,name=round_trips,json=roundTrips,proto3" json:"round_trips,omitempty"` // how many there were
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *RelayBeat) Reset() {
+	*x = RelayBeat{}
+	mi := &file_uac_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayBeat) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayBeat) ProtoMessage() {}
+
+func (x *RelayBeat) ProtoReflect() protoreflect.Message {
+	mi := &file_uac_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayBeat.ProtoReflect.Descriptor instead.
+func (*RelayBeat) Descriptor() ([]byte, []int) {
+	return file_uac_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *RelayBeat) GetHello() *RelayHello {
+	if x != nil {
+		return x.Hello
+	}
+	return nil
+}
+
+func (x *RelayBeat) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *RelayBeat) GetLinks() uint32 {
+	if x != nil {
+		return x.Links
+	}
+	return 0
+}
+
+func (x *RelayBeat) GetRoundTripMinNanos() int64 {
+	if x != nil {
+		return x.RoundTripMinNanos
+	}
+	return 0
+}
+
+func (x *RelayBeat) GetRoundTripMedianNanos() int64 {
+	if x != nil {
+		return x.RoundTripMedianNanos
+	}
+	return 0
+}
+
+func (x *RelayBeat) GetRoundTripMaxNanos() int64 {
+	if x != nil {
+		return x.RoundTripMaxNanos
+	}
+	return 0
+}
+
+func (x *RelayBeat) GetRoundTrips() uint32 {
+	if x != nil {
+		return x.RoundTrips
+	}
+	return 0
+}
+
+type RelayHello struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Name            string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // must be the name in the certificate
+	Version         string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	Host            string                 `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	Ip              string                 `protobuf:"bytes,4,opt,name=ip,proto3" json:"ip,omitempty"`
+	Api             string                 `protobuf:"bytes,5,opt,name=api,proto3" json:"api,omitempty"`
+	StartedUnixNano int64                  `protobuf:"varint,6,opt,name=started_unix_nano,json=startedUnixNano,proto3" json:"started_unix_nano,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *RelayHello) Reset() {
+	*x = RelayHello{}
+	mi := &file_uac_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayHello) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayHello) ProtoMessage() {}
+
+func (x *RelayHello) ProtoReflect() protoreflect.Message {
+	mi := &file_uac_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayHello.ProtoReflect.Descriptor instead.
+func (*RelayHello) Descriptor() ([]byte, []int) {
+	return file_uac_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *RelayHello) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RelayHello) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *RelayHello) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *RelayHello) GetIp() string {
+	if x != nil {
+		return x.Ip
+	}
+	return ""
+}
+
+func (x *RelayHello) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *RelayHello) GetStartedUnixNano() int64 {
+	if x != nil {
+		return x.StartedUnixNano
+	}
+	return 0
+}
+
+type RelayEcho struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"` // as in the beat; 0: the hello is accepted
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayEcho) Reset() {
+	*x = RelayEcho{}
+	mi := &file_uac_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayEcho) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayEcho) ProtoMessage() {}
+
+func (x *RelayEcho) ProtoReflect() protoreflect.Message {
+	mi := &file_uac_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayEcho.ProtoReflect.Descriptor instead.
+func (*RelayEcho) Descriptor() ([]byte, []int) {
+	return file_uac_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *RelayEcho) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
 type RenewRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Csr   []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"` // DER
@@ -2283,7 +2707,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_uac_proto_msgTypes[23]
+	mi := &file_uac_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2295,7 +2719,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[23]
+	mi := &file_uac_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2308,7 +2732,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{23}
+	return file_uac_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -2342,7 +2766,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_uac_proto_msgTypes[24]
+	mi := &file_uac_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2354,7 +2778,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[24]
+	mi := &file_uac_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2367,7 +2791,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{24}
+	return file_uac_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Certificate) GetChain() []byte {
@@ -2390,7 +2814,7 @@ type EnrollRequest struct {
 
 func (x *EnrollRequest) Reset() {
 	*x = EnrollRequest{}
-	mi := &file_uac_proto_msgTypes[25]
+	mi := &file_uac_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2402,7 +2826,7 @@ func (x *EnrollRequest) String() string {
 func (*EnrollRequest) ProtoMessage() {}
 
 func (x *EnrollRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[25]
+	mi := &file_uac_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2415,7 +2839,7 @@ func (x *EnrollRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollRequest.ProtoReflect.Descriptor instead.
 func (*EnrollRequest) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{25}
+	return file_uac_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *EnrollRequest) GetToken() string {
@@ -2465,7 +2889,7 @@ type EnrollResponse struct {
 
 func (x *EnrollResponse) Reset() {
 	*x = EnrollResponse{}
-	mi := &file_uac_proto_msgTypes[26]
+	mi := &file_uac_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2477,7 +2901,7 @@ func (x *EnrollResponse) String() string {
 func (*EnrollResponse) ProtoMessage() {}
 
 func (x *EnrollResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[26]
+	mi := &file_uac_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2490,7 +2914,7 @@ func (x *EnrollResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollResponse.ProtoReflect.Descriptor instead.
 func (*EnrollResponse) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{26}
+	return file_uac_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *EnrollResponse) GetCluster() string {
@@ -2531,7 +2955,7 @@ type PeekRequest struct {
 
 func (x *PeekRequest) Reset() {
 	*x = PeekRequest{}
-	mi := &file_uac_proto_msgTypes[27]
+	mi := &file_uac_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2543,7 +2967,7 @@ func (x *PeekRequest) String() string {
 func (*PeekRequest) ProtoMessage() {}
 
 func (x *PeekRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[27]
+	mi := &file_uac_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2556,7 +2980,7 @@ func (x *PeekRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeekRequest.ProtoReflect.Descriptor instead.
 func (*PeekRequest) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{27}
+	return file_uac_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PeekRequest) GetTo() string {
@@ -2583,7 +3007,7 @@ type PeekResponse struct {
 
 func (x *PeekResponse) Reset() {
 	*x = PeekResponse{}
-	mi := &file_uac_proto_msgTypes[28]
+	mi := &file_uac_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2595,7 +3019,7 @@ func (x *PeekResponse) String() string {
 func (*PeekResponse) ProtoMessage() {}
 
 func (x *PeekResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[28]
+	mi := &file_uac_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2608,7 +3032,7 @@ func (x *PeekResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeekResponse.ProtoReflect.Descriptor instead.
 func (*PeekResponse) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{28}
+	return file_uac_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PeekResponse) GetController() string {
@@ -2636,7 +3060,7 @@ type DeliverRequest struct {
 
 func (x *DeliverRequest) Reset() {
 	*x = DeliverRequest{}
-	mi := &file_uac_proto_msgTypes[29]
+	mi := &file_uac_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2648,7 +3072,7 @@ func (x *DeliverRequest) String() string {
 func (*DeliverRequest) ProtoMessage() {}
 
 func (x *DeliverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[29]
+	mi := &file_uac_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2661,7 +3085,7 @@ func (x *DeliverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliverRequest.ProtoReflect.Descriptor instead.
 func (*DeliverRequest) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{29}
+	return file_uac_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DeliverRequest) GetTo() string {
@@ -2693,7 +3117,7 @@ type DeliverResponse struct {
 
 func (x *DeliverResponse) Reset() {
 	*x = DeliverResponse{}
-	mi := &file_uac_proto_msgTypes[30]
+	mi := &file_uac_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2705,7 +3129,7 @@ func (x *DeliverResponse) String() string {
 func (*DeliverResponse) ProtoMessage() {}
 
 func (x *DeliverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[30]
+	mi := &file_uac_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2718,7 +3142,7 @@ func (x *DeliverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliverResponse.ProtoReflect.Descriptor instead.
 func (*DeliverResponse) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{30}
+	return file_uac_proto_rawDescGZIP(), []int{35}
 }
 
 type ReportRequest struct {
@@ -2734,7 +3158,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_uac_proto_msgTypes[31]
+	mi := &file_uac_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2746,7 +3170,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[31]
+	mi := &file_uac_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2759,7 +3183,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{31}
+	return file_uac_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ReportRequest) GetTo() string {
@@ -2805,7 +3229,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_uac_proto_msgTypes[32]
+	mi := &file_uac_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2817,7 +3241,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[32]
+	mi := &file_uac_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2830,7 +3254,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{32}
+	return file_uac_proto_rawDescGZIP(), []int{37}
 }
 
 type ReadOutputRequest struct {
@@ -2844,7 +3268,7 @@ type ReadOutputRequest struct {
 
 func (x *ReadOutputRequest) Reset() {
 	*x = ReadOutputRequest{}
-	mi := &file_uac_proto_msgTypes[33]
+	mi := &file_uac_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2856,7 +3280,7 @@ func (x *ReadOutputRequest) String() string {
 func (*ReadOutputRequest) ProtoMessage() {}
 
 func (x *ReadOutputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[33]
+	mi := &file_uac_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2869,7 +3293,7 @@ func (x *ReadOutputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadOutputRequest.ProtoReflect.Descriptor instead.
 func (*ReadOutputRequest) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{33}
+	return file_uac_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ReadOutputRequest) GetTo() string {
@@ -2920,7 +3344,7 @@ const file_uac_proto_rawDesc = "" +
 	"\arefused\x18\x04 \x01(\v2\x14.uac.wire.v1.RefusalH\x00R\arefused\x122\n" +
 	"\x06output\x18\x05 \x01(\v2\x18.uac.wire.v1.OutputChunkH\x00R\x06output\x12'\n" +
 	"\x04pong\x18\x06 \x01(\v2\x11.uac.wire.v1.PongH\x00R\x04pongB\x06\n" +
-	"\x04body\"\xa6\x03\n" +
+	"\x04body\"\xb8\x03\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x17\n" +
@@ -2934,7 +3358,8 @@ const file_uac_proto_rawDesc = "" +
 	"\x04host\x18\b \x01(\tR\x04host\x12!\n" +
 	"\fmax_attempts\x18\t \x01(\rR\vmaxAttempts\x12\x1a\n" +
 	"\binstance\x18\n" +
-	" \x01(\tR\binstance\x1a9\n" +
+	" \x01(\tR\binstance\x12\x10\n" +
+	"\x03via\x18\v \x03(\tR\x03via\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xeb\x01\n" +
@@ -3090,6 +3515,42 @@ const file_uac_proto_rawDesc = "" +
 	"\x06offset\x18\x04 \x01(\x03R\x06offset\x12(\n" +
 	"\x05fence\x18\x05 \x01(\v2\x12.uac.wire.v1.FenceR\x05fence\"\x1e\n" +
 	"\x04Ping\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\"F\n" +
+	"\bRelayAsk\x12\x14\n" +
+	"\x05class\x18\x01 \x01(\tR\x05class\x12\x10\n" +
+	"\x03not\x18\x02 \x03(\tR\x03not\x12\x12\n" +
+	"\x04path\x18\x03 \x03(\tR\x04path\"\xe8\x01\n" +
+	"\vRelayAnswer\x127\n" +
+	"\x06reason\x18\x01 \x01(\x0e2\x1f.uac.wire.v1.RelayAnswer.ReasonR\x06reason\x12\x16\n" +
+	"\x06detail\x18\x02 \x01(\tR\x06detail\x12\x1e\n" +
+	"\n" +
+	"controller\x18\x03 \x01(\tR\n" +
+	"controller\x12\x10\n" +
+	"\x03via\x18\x04 \x03(\tR\x03via\"V\n" +
+	"\x06Reason\x12\x16\n" +
+	"\x12REASON_UNSPECIFIED\x10\x00\x12\f\n" +
+	"\bNO_OTHER\x10\x01\x12\x0f\n" +
+	"\vUNREACHABLE\x10\x02\x12\b\n" +
+	"\x04FULL\x10\x03\x12\v\n" +
+	"\aREFUSED\x10\x04\"\xa2\x02\n" +
+	"\tRelayBeat\x12-\n" +
+	"\x05hello\x18\x01 \x01(\v2\x17.uac.wire.v1.RelayHelloR\x05hello\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x14\n" +
+	"\x05links\x18\x03 \x01(\rR\x05links\x12/\n" +
+	"\x14round_trip_min_nanos\x18\x04 \x01(\x03R\x11roundTripMinNanos\x125\n" +
+	"\x17round_trip_median_nanos\x18\x05 \x01(\x03R\x14roundTripMedianNanos\x12/\n" +
+	"\x14round_trip_max_nanos\x18\x06 \x01(\x03R\x11roundTripMaxNanos\x12\x1f\n" +
+	"\vround_trips\x18\a \x01(\rR\n" +
+	"roundTrips\"\x9c\x01\n" +
+	"\n" +
+	"RelayHello\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x12\x0e\n" +
+	"\x02ip\x18\x04 \x01(\tR\x02ip\x12\x10\n" +
+	"\x03api\x18\x05 \x01(\tR\x03api\x12*\n" +
+	"\x11started_unix_nano\x18\x06 \x01(\x03R\x0fstartedUnixNano\"#\n" +
+	"\tRelayEcho\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\"J\n" +
 	"\fRenewRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\x12\x0e\n" +
@@ -3150,9 +3611,10 @@ const file_uac_proto_rawDesc = "" +
 	"\vNOT_STOPPED\x10\x00\x12\n" +
 	"\n" +
 	"\x06KILLED\x10\x01\x12\r\n" +
-	"\tTIMED_OUT\x10\x022\x8e\x01\n" +
+	"\tTIMED_OUT\x10\x022\xcb\x01\n" +
 	"\x04Link\x12H\n" +
-	"\aConnect\x12\x19.uac.wire.v1.AgentMessage\x1a\x1e.uac.wire.v1.ControllerMessage(\x010\x01\x12<\n" +
+	"\aConnect\x12\x19.uac.wire.v1.AgentMessage\x1a\x1e.uac.wire.v1.ControllerMessage(\x010\x01\x12;\n" +
+	"\x05Relay\x12\x16.uac.wire.v1.RelayBeat\x1a\x16.uac.wire.v1.RelayEcho(\x010\x01\x12<\n" +
 	"\x05Renew\x12\x19.uac.wire.v1.RenewRequest\x1a\x18.uac.wire.v1.Certificate2K\n" +
 	"\x06Enroll\x12A\n" +
 	"\x06Enroll\x12\x1a.uac.wire.v1.EnrollRequest\x1a\x1b.uac.wire.v1.EnrollResponse2\xd6\x02\n" +
@@ -3176,129 +3638,139 @@ func file_uac_proto_rawDescGZIP() []byte {
 	return file_uac_proto_rawDescData
 }
 
-var file_uac_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_uac_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_uac_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_uac_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_uac_proto_goTypes = []any{
 	(State)(0),                // 0: uac.wire.v1.State
 	(Stop)(0),                 // 1: uac.wire.v1.Stop
 	(Refusal_Reason)(0),       // 2: uac.wire.v1.Refusal.Reason
 	(Refusal_Command)(0),      // 3: uac.wire.v1.Refusal.Command
-	(*Generation)(nil),        // 4: uac.wire.v1.Generation
-	(*Fence)(nil),             // 5: uac.wire.v1.Fence
-	(*Journal)(nil),           // 6: uac.wire.v1.Journal
-	(*LinkID)(nil),            // 7: uac.wire.v1.LinkID
-	(*AgentMessage)(nil),      // 8: uac.wire.v1.AgentMessage
-	(*Hello)(nil),             // 9: uac.wire.v1.Hello
-	(*End)(nil),               // 10: uac.wire.v1.End
-	(*Attempt)(nil),           // 11: uac.wire.v1.Attempt
-	(*Report)(nil),            // 12: uac.wire.v1.Report
-	(*AdoptAnswer)(nil),       // 13: uac.wire.v1.AdoptAnswer
-	(*Refusal)(nil),           // 14: uac.wire.v1.Refusal
-	(*OutputChunk)(nil),       // 15: uac.wire.v1.OutputChunk
-	(*Pong)(nil),              // 16: uac.wire.v1.Pong
-	(*ControllerMessage)(nil), // 17: uac.wire.v1.ControllerMessage
-	(*Welcome)(nil),           // 18: uac.wire.v1.Welcome
-	(*Start)(nil),             // 19: uac.wire.v1.Start
-	(*Kill)(nil),              // 20: uac.wire.v1.Kill
-	(*Adopt)(nil),             // 21: uac.wire.v1.Adopt
-	(*Ack)(nil),               // 22: uac.wire.v1.Ack
-	(*ReadOutput)(nil),        // 23: uac.wire.v1.ReadOutput
-	(*CancelRead)(nil),        // 24: uac.wire.v1.CancelRead
-	(*OutputAck)(nil),         // 25: uac.wire.v1.OutputAck
-	(*Ping)(nil),              // 26: uac.wire.v1.Ping
-	(*RenewRequest)(nil),      // 27: uac.wire.v1.RenewRequest
-	(*Certificate)(nil),       // 28: uac.wire.v1.Certificate
-	(*EnrollRequest)(nil),     // 29: uac.wire.v1.EnrollRequest
-	(*EnrollResponse)(nil),    // 30: uac.wire.v1.EnrollResponse
-	(*PeekRequest)(nil),       // 31: uac.wire.v1.PeekRequest
-	(*PeekResponse)(nil),      // 32: uac.wire.v1.PeekResponse
-	(*DeliverRequest)(nil),    // 33: uac.wire.v1.DeliverRequest
-	(*DeliverResponse)(nil),   // 34: uac.wire.v1.DeliverResponse
-	(*ReportRequest)(nil),     // 35: uac.wire.v1.ReportRequest
-	(*ReportResponse)(nil),    // 36: uac.wire.v1.ReportResponse
-	(*ReadOutputRequest)(nil), // 37: uac.wire.v1.ReadOutputRequest
-	nil,                       // 38: uac.wire.v1.Hello.LabelsEntry
-	nil,                       // 39: uac.wire.v1.End.OutputsEntry
-	nil,                       // 40: uac.wire.v1.Start.EnvEntry
-	nil,                       // 41: uac.wire.v1.Start.ParamsEntry
-	nil,                       // 42: uac.wire.v1.EnrollResponse.CasEntry
+	(RelayAnswer_Reason)(0),   // 4: uac.wire.v1.RelayAnswer.Reason
+	(*Generation)(nil),        // 5: uac.wire.v1.Generation
+	(*Fence)(nil),             // 6: uac.wire.v1.Fence
+	(*Journal)(nil),           // 7: uac.wire.v1.Journal
+	(*LinkID)(nil),            // 8: uac.wire.v1.LinkID
+	(*AgentMessage)(nil),      // 9: uac.wire.v1.AgentMessage
+	(*Hello)(nil),             // 10: uac.wire.v1.Hello
+	(*End)(nil),               // 11: uac.wire.v1.End
+	(*Attempt)(nil),           // 12: uac.wire.v1.Attempt
+	(*Report)(nil),            // 13: uac.wire.v1.Report
+	(*AdoptAnswer)(nil),       // 14: uac.wire.v1.AdoptAnswer
+	(*Refusal)(nil),           // 15: uac.wire.v1.Refusal
+	(*OutputChunk)(nil),       // 16: uac.wire.v1.OutputChunk
+	(*Pong)(nil),              // 17: uac.wire.v1.Pong
+	(*ControllerMessage)(nil), // 18: uac.wire.v1.ControllerMessage
+	(*Welcome)(nil),           // 19: uac.wire.v1.Welcome
+	(*Start)(nil),             // 20: uac.wire.v1.Start
+	(*Kill)(nil),              // 21: uac.wire.v1.Kill
+	(*Adopt)(nil),             // 22: uac.wire.v1.Adopt
+	(*Ack)(nil),               // 23: uac.wire.v1.Ack
+	(*ReadOutput)(nil),        // 24: uac.wire.v1.ReadOutput
+	(*CancelRead)(nil),        // 25: uac.wire.v1.CancelRead
+	(*OutputAck)(nil),         // 26: uac.wire.v1.OutputAck
+	(*Ping)(nil),              // 27: uac.wire.v1.Ping
+	(*RelayAsk)(nil),          // 28: uac.wire.v1.RelayAsk
+	(*RelayAnswer)(nil),       // 29: uac.wire.v1.RelayAnswer
+	(*RelayBeat)(nil),         // 30: uac.wire.v1.RelayBeat
+	(*RelayHello)(nil),        // 31: uac.wire.v1.RelayHello
+	(*RelayEcho)(nil),         // 32: uac.wire.v1.RelayEcho
+	(*RenewRequest)(nil),      // 33: uac.wire.v1.RenewRequest
+	(*Certificate)(nil),       // 34: uac.wire.v1.Certificate
+	(*EnrollRequest)(nil),     // 35: uac.wire.v1.EnrollRequest
+	(*EnrollResponse)(nil),    // 36: uac.wire.v1.EnrollResponse
+	(*PeekRequest)(nil),       // 37: uac.wire.v1.PeekRequest
+	(*PeekResponse)(nil),      // 38: uac.wire.v1.PeekResponse
+	(*DeliverRequest)(nil),    // 39: uac.wire.v1.DeliverRequest
+	(*DeliverResponse)(nil),   // 40: uac.wire.v1.DeliverResponse
+	(*ReportRequest)(nil),     // 41: uac.wire.v1.ReportRequest
+	(*ReportResponse)(nil),    // 42: uac.wire.v1.ReportResponse
+	(*ReadOutputRequest)(nil), // 43: uac.wire.v1.ReadOutputRequest
+	nil,                       // 44: uac.wire.v1.Hello.LabelsEntry
+	nil,                       // 45: uac.wire.v1.End.OutputsEntry
+	nil,                       // 46: uac.wire.v1.Start.EnvEntry
+	nil,                       // 47: uac.wire.v1.Start.ParamsEntry
+	nil,                       // 48: uac.wire.v1.EnrollResponse.CasEntry
 }
 var file_uac_proto_depIdxs = []int32{
-	9,  // 0: uac.wire.v1.AgentMessage.hello:type_name -> uac.wire.v1.Hello
-	13, // 1: uac.wire.v1.AgentMessage.adopted:type_name -> uac.wire.v1.AdoptAnswer
-	12, // 2: uac.wire.v1.AgentMessage.report:type_name -> uac.wire.v1.Report
-	14, // 3: uac.wire.v1.AgentMessage.refused:type_name -> uac.wire.v1.Refusal
-	15, // 4: uac.wire.v1.AgentMessage.output:type_name -> uac.wire.v1.OutputChunk
-	16, // 5: uac.wire.v1.AgentMessage.pong:type_name -> uac.wire.v1.Pong
-	6,  // 6: uac.wire.v1.Hello.journal:type_name -> uac.wire.v1.Journal
-	4,  // 7: uac.wire.v1.Hello.generation:type_name -> uac.wire.v1.Generation
-	7,  // 8: uac.wire.v1.Hello.link:type_name -> uac.wire.v1.LinkID
-	38, // 9: uac.wire.v1.Hello.labels:type_name -> uac.wire.v1.Hello.LabelsEntry
+	10, // 0: uac.wire.v1.AgentMessage.hello:type_name -> uac.wire.v1.Hello
+	14, // 1: uac.wire.v1.AgentMessage.adopted:type_name -> uac.wire.v1.AdoptAnswer
+	13, // 2: uac.wire.v1.AgentMessage.report:type_name -> uac.wire.v1.Report
+	15, // 3: uac.wire.v1.AgentMessage.refused:type_name -> uac.wire.v1.Refusal
+	16, // 4: uac.wire.v1.AgentMessage.output:type_name -> uac.wire.v1.OutputChunk
+	17, // 5: uac.wire.v1.AgentMessage.pong:type_name -> uac.wire.v1.Pong
+	7,  // 6: uac.wire.v1.Hello.journal:type_name -> uac.wire.v1.Journal
+	5,  // 7: uac.wire.v1.Hello.generation:type_name -> uac.wire.v1.Generation
+	8,  // 8: uac.wire.v1.Hello.link:type_name -> uac.wire.v1.LinkID
+	44, // 9: uac.wire.v1.Hello.labels:type_name -> uac.wire.v1.Hello.LabelsEntry
 	1,  // 10: uac.wire.v1.End.stopped:type_name -> uac.wire.v1.Stop
-	39, // 11: uac.wire.v1.End.outputs:type_name -> uac.wire.v1.End.OutputsEntry
+	45, // 11: uac.wire.v1.End.outputs:type_name -> uac.wire.v1.End.OutputsEntry
 	0,  // 12: uac.wire.v1.Attempt.state:type_name -> uac.wire.v1.State
-	10, // 13: uac.wire.v1.Attempt.end:type_name -> uac.wire.v1.End
+	11, // 13: uac.wire.v1.Attempt.end:type_name -> uac.wire.v1.End
 	1,  // 14: uac.wire.v1.Attempt.stopping:type_name -> uac.wire.v1.Stop
-	5,  // 15: uac.wire.v1.Report.fence:type_name -> uac.wire.v1.Fence
-	6,  // 16: uac.wire.v1.Report.journal:type_name -> uac.wire.v1.Journal
-	11, // 17: uac.wire.v1.Report.attempt:type_name -> uac.wire.v1.Attempt
-	5,  // 18: uac.wire.v1.AdoptAnswer.fence:type_name -> uac.wire.v1.Fence
-	6,  // 19: uac.wire.v1.AdoptAnswer.journal:type_name -> uac.wire.v1.Journal
-	11, // 20: uac.wire.v1.AdoptAnswer.attempts:type_name -> uac.wire.v1.Attempt
+	6,  // 15: uac.wire.v1.Report.fence:type_name -> uac.wire.v1.Fence
+	7,  // 16: uac.wire.v1.Report.journal:type_name -> uac.wire.v1.Journal
+	12, // 17: uac.wire.v1.Report.attempt:type_name -> uac.wire.v1.Attempt
+	6,  // 18: uac.wire.v1.AdoptAnswer.fence:type_name -> uac.wire.v1.Fence
+	7,  // 19: uac.wire.v1.AdoptAnswer.journal:type_name -> uac.wire.v1.Journal
+	12, // 20: uac.wire.v1.AdoptAnswer.attempts:type_name -> uac.wire.v1.Attempt
 	3,  // 21: uac.wire.v1.Refusal.command:type_name -> uac.wire.v1.Refusal.Command
-	5,  // 22: uac.wire.v1.Refusal.fence:type_name -> uac.wire.v1.Fence
+	6,  // 22: uac.wire.v1.Refusal.fence:type_name -> uac.wire.v1.Fence
 	2,  // 23: uac.wire.v1.Refusal.reason:type_name -> uac.wire.v1.Refusal.Reason
-	5,  // 24: uac.wire.v1.Refusal.known:type_name -> uac.wire.v1.Fence
-	6,  // 25: uac.wire.v1.Refusal.journal:type_name -> uac.wire.v1.Journal
-	6,  // 26: uac.wire.v1.ControllerMessage.journal:type_name -> uac.wire.v1.Journal
-	7,  // 27: uac.wire.v1.ControllerMessage.link:type_name -> uac.wire.v1.LinkID
-	18, // 28: uac.wire.v1.ControllerMessage.welcome:type_name -> uac.wire.v1.Welcome
-	19, // 29: uac.wire.v1.ControllerMessage.start:type_name -> uac.wire.v1.Start
-	20, // 30: uac.wire.v1.ControllerMessage.kill:type_name -> uac.wire.v1.Kill
-	21, // 31: uac.wire.v1.ControllerMessage.adopt:type_name -> uac.wire.v1.Adopt
-	22, // 32: uac.wire.v1.ControllerMessage.ack:type_name -> uac.wire.v1.Ack
-	23, // 33: uac.wire.v1.ControllerMessage.read_output:type_name -> uac.wire.v1.ReadOutput
-	24, // 34: uac.wire.v1.ControllerMessage.cancel_read:type_name -> uac.wire.v1.CancelRead
-	26, // 35: uac.wire.v1.ControllerMessage.ping:type_name -> uac.wire.v1.Ping
-	25, // 36: uac.wire.v1.ControllerMessage.output_ack:type_name -> uac.wire.v1.OutputAck
-	4,  // 37: uac.wire.v1.Welcome.generation:type_name -> uac.wire.v1.Generation
-	5,  // 38: uac.wire.v1.Start.fence:type_name -> uac.wire.v1.Fence
-	40, // 39: uac.wire.v1.Start.env:type_name -> uac.wire.v1.Start.EnvEntry
-	41, // 40: uac.wire.v1.Start.params:type_name -> uac.wire.v1.Start.ParamsEntry
-	5,  // 41: uac.wire.v1.Kill.fence:type_name -> uac.wire.v1.Fence
-	5,  // 42: uac.wire.v1.Adopt.fence:type_name -> uac.wire.v1.Fence
-	5,  // 43: uac.wire.v1.Ack.fence:type_name -> uac.wire.v1.Fence
-	5,  // 44: uac.wire.v1.OutputAck.fence:type_name -> uac.wire.v1.Fence
-	27, // 45: uac.wire.v1.EnrollRequest.more:type_name -> uac.wire.v1.RenewRequest
-	28, // 46: uac.wire.v1.EnrollResponse.certificate:type_name -> uac.wire.v1.Certificate
-	28, // 47: uac.wire.v1.EnrollResponse.more:type_name -> uac.wire.v1.Certificate
-	42, // 48: uac.wire.v1.EnrollResponse.cas:type_name -> uac.wire.v1.EnrollResponse.CasEntry
-	9,  // 49: uac.wire.v1.PeekResponse.hello:type_name -> uac.wire.v1.Hello
-	17, // 50: uac.wire.v1.DeliverRequest.message:type_name -> uac.wire.v1.ControllerMessage
-	7,  // 51: uac.wire.v1.ReportRequest.link:type_name -> uac.wire.v1.LinkID
-	8,  // 52: uac.wire.v1.ReportRequest.message:type_name -> uac.wire.v1.AgentMessage
-	23, // 53: uac.wire.v1.ReadOutputRequest.read:type_name -> uac.wire.v1.ReadOutput
-	8,  // 54: uac.wire.v1.Link.Connect:input_type -> uac.wire.v1.AgentMessage
-	27, // 55: uac.wire.v1.Link.Renew:input_type -> uac.wire.v1.RenewRequest
-	29, // 56: uac.wire.v1.Enroll.Enroll:input_type -> uac.wire.v1.EnrollRequest
-	31, // 57: uac.wire.v1.Member.Peek:input_type -> uac.wire.v1.PeekRequest
-	33, // 58: uac.wire.v1.Member.Deliver:input_type -> uac.wire.v1.DeliverRequest
-	35, // 59: uac.wire.v1.Member.Report:input_type -> uac.wire.v1.ReportRequest
-	37, // 60: uac.wire.v1.Member.ReadOutput:input_type -> uac.wire.v1.ReadOutputRequest
-	27, // 61: uac.wire.v1.Member.Renew:input_type -> uac.wire.v1.RenewRequest
-	17, // 62: uac.wire.v1.Link.Connect:output_type -> uac.wire.v1.ControllerMessage
-	28, // 63: uac.wire.v1.Link.Renew:output_type -> uac.wire.v1.Certificate
-	30, // 64: uac.wire.v1.Enroll.Enroll:output_type -> uac.wire.v1.EnrollResponse
-	32, // 65: uac.wire.v1.Member.Peek:output_type -> uac.wire.v1.PeekResponse
-	34, // 66: uac.wire.v1.Member.Deliver:output_type -> uac.wire.v1.DeliverResponse
-	36, // 67: uac.wire.v1.Member.Report:output_type -> uac.wire.v1.ReportResponse
-	15, // 68: uac.wire.v1.Member.ReadOutput:output_type -> uac.wire.v1.OutputChunk
-	28, // 69: uac.wire.v1.Member.Renew:output_type -> uac.wire.v1.Certificate
-	62, // [62:70] is the sub-list for method output_type
-	54, // [54:62] is the sub-list for method input_type
-	54, // [54:54] is the sub-list for extension type_name
-	54, // [54:54] is the sub-list for extension extendee
-	0,  // [0:54] is the sub-list for field type_name
+	6,  // 24: uac.wire.v1.Refusal.known:type_name -> uac.wire.v1.Fence
+	7,  // 25: uac.wire.v1.Refusal.journal:type_name -> uac.wire.v1.Journal
+	7,  // 26: uac.wire.v1.ControllerMessage.journal:type_name -> uac.wire.v1.Journal
+	8,  // 27: uac.wire.v1.ControllerMessage.link:type_name -> uac.wire.v1.LinkID
+	19, // 28: uac.wire.v1.ControllerMessage.welcome:type_name -> uac.wire.v1.Welcome
+	20, // 29: uac.wire.v1.ControllerMessage.start:type_name -> uac.wire.v1.Start
+	21, // 30: uac.wire.v1.ControllerMessage.kill:type_name -> uac.wire.v1.Kill
+	22, // 31: uac.wire.v1.ControllerMessage.adopt:type_name -> uac.wire.v1.Adopt
+	23, // 32: uac.wire.v1.ControllerMessage.ack:type_name -> uac.wire.v1.Ack
+	24, // 33: uac.wire.v1.ControllerMessage.read_output:type_name -> uac.wire.v1.ReadOutput
+	25, // 34: uac.wire.v1.ControllerMessage.cancel_read:type_name -> uac.wire.v1.CancelRead
+	27, // 35: uac.wire.v1.ControllerMessage.ping:type_name -> uac.wire.v1.Ping
+	26, // 36: uac.wire.v1.ControllerMessage.output_ack:type_name -> uac.wire.v1.OutputAck
+	5,  // 37: uac.wire.v1.Welcome.generation:type_name -> uac.wire.v1.Generation
+	6,  // 38: uac.wire.v1.Start.fence:type_name -> uac.wire.v1.Fence
+	46, // 39: uac.wire.v1.Start.env:type_name -> uac.wire.v1.Start.EnvEntry
+	47, // 40: uac.wire.v1.Start.params:type_name -> uac.wire.v1.Start.ParamsEntry
+	6,  // 41: uac.wire.v1.Kill.fence:type_name -> uac.wire.v1.Fence
+	6,  // 42: uac.wire.v1.Adopt.fence:type_name -> uac.wire.v1.Fence
+	6,  // 43: uac.wire.v1.Ack.fence:type_name -> uac.wire.v1.Fence
+	6,  // 44: uac.wire.v1.OutputAck.fence:type_name -> uac.wire.v1.Fence
+	4,  // 45: uac.wire.v1.RelayAnswer.reason:type_name -> uac.wire.v1.RelayAnswer.Reason
+	31, // 46: uac.wire.v1.RelayBeat.hello:type_name -> uac.wire.v1.RelayHello
+	33, // 47: uac.wire.v1.EnrollRequest.more:type_name -> uac.wire.v1.RenewRequest
+	34, // 48: uac.wire.v1.EnrollResponse.certificate:type_name -> uac.wire.v1.Certificate
+	34, // 49: uac.wire.v1.EnrollResponse.more:type_name -> uac.wire.v1.Certificate
+	48, // 50: uac.wire.v1.EnrollResponse.cas:type_name -> uac.wire.v1.EnrollResponse.CasEntry
+	10, // 51: uac.wire.v1.PeekResponse.hello:type_name -> uac.wire.v1.Hello
+	18, // 52: uac.wire.v1.DeliverRequest.message:type_name -> uac.wire.v1.ControllerMessage
+	8,  // 53: uac.wire.v1.ReportRequest.link:type_name -> uac.wire.v1.LinkID
+	9,  // 54: uac.wire.v1.ReportRequest.message:type_name -> uac.wire.v1.AgentMessage
+	24, // 55: uac.wire.v1.ReadOutputRequest.read:type_name -> uac.wire.v1.ReadOutput
+	9,  // 56: uac.wire.v1.Link.Connect:input_type -> uac.wire.v1.AgentMessage
+	30, // 57: uac.wire.v1.Link.Relay:input_type -> uac.wire.v1.RelayBeat
+	33, // 58: uac.wire.v1.Link.Renew:input_type -> uac.wire.v1.RenewRequest
+	35, // 59: uac.wire.v1.Enroll.Enroll:input_type -> uac.wire.v1.EnrollRequest
+	37, // 60: uac.wire.v1.Member.Peek:input_type -> uac.wire.v1.PeekRequest
+	39, // 61: uac.wire.v1.Member.Deliver:input_type -> uac.wire.v1.DeliverRequest
+	41, // 62: uac.wire.v1.Member.Report:input_type -> uac.wire.v1.ReportRequest
+	43, // 63: uac.wire.v1.Member.ReadOutput:input_type -> uac.wire.v1.ReadOutputRequest
+	33, // 64: uac.wire.v1.Member.Renew:input_type -> uac.wire.v1.RenewRequest
+	18, // 65: uac.wire.v1.Link.Connect:output_type -> uac.wire.v1.ControllerMessage
+	32, // 66: uac.wire.v1.Link.Relay:output_type -> uac.wire.v1.RelayEcho
+	34, // 67: uac.wire.v1.Link.Renew:output_type -> uac.wire.v1.Certificate
+	36, // 68: uac.wire.v1.Enroll.Enroll:output_type -> uac.wire.v1.EnrollResponse
+	38, // 69: uac.wire.v1.Member.Peek:output_type -> uac.wire.v1.PeekResponse
+	40, // 70: uac.wire.v1.Member.Deliver:output_type -> uac.wire.v1.DeliverResponse
+	42, // 71: uac.wire.v1.Member.Report:output_type -> uac.wire.v1.ReportResponse
+	16, // 72: uac.wire.v1.Member.ReadOutput:output_type -> uac.wire.v1.OutputChunk
+	34, // 73: uac.wire.v1.Member.Renew:output_type -> uac.wire.v1.Certificate
+	65, // [65:74] is the sub-list for method output_type
+	56, // [56:65] is the sub-list for method input_type
+	56, // [56:56] is the sub-list for extension type_name
+	56, // [56:56] is the sub-list for extension extendee
+	0,  // [0:56] is the sub-list for field type_name
 }
 
 func init() { file_uac_proto_init() }
@@ -3330,8 +3802,8 @@ func file_uac_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_uac_proto_rawDesc), len(file_uac_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   39,
+			NumEnums:      5,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -27,6 +27,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Link_Connect_FullMethodName = "/uac.wire.v1.Link/Connect"
+	Link_Relay_FullMethodName   = "/uac.wire.v1.Link/Relay"
 	Link_Renew_FullMethodName   = "/uac.wire.v1.Link/Renew"
 )
 
@@ -34,12 +35,15 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Link is what a controller serves to agents (class uac-link/1).
+// Link is what a controller serves to agents and relays (class uac-link/1).
 type LinkClient interface {
 	// Connect carries one link. The agent says Hello first and waits for Welcome;
 	// after that both sides send what they have. The stream is the link: when it
 	// ends, every command that was bound to it is dead.
 	Connect(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AgentMessage, ControllerMessage], error)
+	// Relay carries the own link of a relay: its hello, then a beat a second, each
+	// answered. What agents say through the relay is not in it.
+	Relay(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RelayBeat, RelayEcho], error)
 	// Renew signs a new certificate for the identity that the caller has proved in
 	// the handshake, and for no other.
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*Certificate, error)
@@ -66,6 +70,19 @@ func (c *linkClient) Connect(ctx context.Context, opts ...grpc.CallOption) (grpc
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Link_ConnectClient = grpc.BidiStreamingClient[AgentMessage, ControllerMessage]
 
+func (c *linkClient) Relay(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RelayBeat, RelayEcho], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Link_ServiceDesc.Streams[1], Link_Relay_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[RelayBeat, RelayEcho]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Link_RelayClient = grpc.BidiStreamingClient[RelayBeat, RelayEcho]
+
 func (c *linkClient) Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*Certificate, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Certificate)
@@ -80,12 +97,15 @@ func (c *linkClient) Renew(ctx context.Context, in *RenewRequest, opts ...grpc.C
 // All implementations must embed UnimplementedLinkServer
 // for forward compatibility.
 //
-// Link is what a controller serves to agents (class uac-link/1).
+// Link is what a controller serves to agents and relays (class uac-link/1).
 type LinkServer interface {
 	// Connect carries one link. The agent says Hello first and waits for Welcome;
 	// after that both sides send what they have. The stream is the link: when it
 	// ends, every command that was bound to it is dead.
 	Connect(grpc.BidiStreamingServer[AgentMessage, ControllerMessage]) error
+	// Relay carries the own link of a relay: its hello, then a beat a second, each
+	// answered. What agents say through the relay is not in it.
+	Relay(grpc.BidiStreamingServer[RelayBeat, RelayEcho]) error
 	// Renew signs a new certificate for the identity that the caller has proved in
 	// the handshake, and for no other.
 	Renew(context.Context, *RenewRequest) (*Certificate, error)
@@ -101,6 +121,9 @@ type UnimplementedLinkServer struct{}
 
 func (UnimplementedLinkServer) Connect(grpc.BidiStreamingServer[AgentMessage, ControllerMessage]) error {
 	return status.Error(codes.Unimplemented, "method Connect not implemented")
+}
+func (UnimplementedLinkServer) Relay(grpc.BidiStreamingServer[RelayBeat, RelayEcho]) error {
+	return status.Error(codes.Unimplemented, "method Relay not implemented")
 }
 func (UnimplementedLinkServer) Renew(context.Context, *RenewRequest) (*Certificate, error) {
 	return nil, status.Error(codes.Unimplemented, "method Renew not implemented")
@@ -132,6 +155,13 @@ func _Link_Connect_Handler(srv interface{}, stream grpc.ServerStream) error {
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Link_ConnectServer = grpc.BidiStreamingServer[AgentMessage, ControllerMessage]
+
+func _Link_Relay_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(LinkServer).Relay(&grpc.GenericServerStream[RelayBeat, RelayEcho]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Link_RelayServer = grpc.BidiStreamingServer[RelayBeat, RelayEcho]
 
 func _Link_Renew_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RenewRequest)
@@ -167,6 +197,12 @@ var Link_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Connect",
 			Handler:       _Link_Connect_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Relay",
+			Handler:       _Link_Relay_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},

@@ -264,8 +264,11 @@ func (a *Authority) leaf(ca CA, id Identity, hosts []string, pub crypto.PublicKe
 		t.ExtKeyUsage = append(t.ExtKeyUsage, x509.ExtKeyUsageClientAuth)
 		t.DNSNames = []string{memberHost, id.Name + "." + memberHost}
 	case Nodes:
-		if id.Role == Agent || id.Role == Relay {
+		switch id.Role {
+		case Agent:
 			t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+		case Relay: // a client of controllers, a server of agents
+			t.ExtKeyUsage = append(t.ExtKeyUsage, x509.ExtKeyUsageClientAuth)
 		}
 		t.DNSNames = []string{roleHost(id.Role), id.Name + "." + roleHost(id.Role)}
 	case API:

@@ -50,6 +50,51 @@ func (s *Store) LinkClient() (*tls.Config, error) {
 	return s.client(Nodes, roleHost(Controller), Controller)
 }
 
+// RelayServer is for what relays accept from agents and from relays behind them.
+func (s *Store) RelayServer() (*tls.Config, error) {
+	if s.id.Role != Relay {
+		return nil, fmt.Errorf("role %s relays no links", s.id.Role)
+	}
+	return s.server(Nodes, Agent, Relay)
+}
+
+// EntryClient is for the connections of agents and relays to whoever is at an address
+// that they were told: a controller or a relay. roleOf says which role the server must
+// have for the protocol that it chose, "" if there is none.
+func (s *Store) EntryClient(roleOf func(protocol string) Role) (*tls.Config, error) {
+	c, err := s.presenting(Nodes)
+	if err != nil {
+		return nil, err
+	}
+	t, err := s.trust[Nodes].get()
+	if err != nil {
+		return nil, err
+	}
+	// The name to expect depends on what the server chose, so the standard
+	// verification cannot do it. VerifyConnection does all of it.
+	c.InsecureSkipVerify = true
+	c.VerifyConnection = func(cs tls.ConnectionState) error {
+		role := roleOf(cs.NegotiatedProtocol)
+		if role == "" {
+			return fmt.Errorf("the server chose protocol %q", cs.NegotiatedProtocol)
+		}
+		cert := cs.PeerCertificates[0]
+		opts := x509.VerifyOptions{Roots: t.pool, DNSName: roleHost(role)} // for servers, by default
+		if _, err := cert.Verify(opts); err != nil {
+			return err
+		}
+		id, err := ParseIdentity(cert)
+		if err != nil {
+			return err
+		}
+		if id.Role != role {
+			return fmt.Errorf("%s is no %s", id, role)
+		}
+		return nil
+	}
+	return c, nil
+}
+
 // JoinServer is for nodes without a certificate that enrol at a controller. It sends
 // the root certificate along, because such a node knows only its fingerprint. The
 // client is not authenticated by TLS: its token must be.

@@ -97,6 +97,7 @@ func parties(t *testing.T, c cluster) []party {
 		{"nodes CA, no identity", forge(pki.Nodes, agent, func(c *x509.Certificate) { c.URIs = nil })},
 		{"nodes CA, other cluster", forge(pki.Nodes, agent, uri("uac://other/agent/a1"))},
 		{"nodes CA, agent with names of a controller", forge(pki.Nodes, node, uri("uac://prod/agent/a1"))},
+		{"nodes CA, relay with names of a controller", forge(pki.Nodes, node, uri("uac://prod/relay/r1"))},
 		{"nodes CA, member's names", forge(pki.Nodes, member, unchanged)},
 		{"api CA, controller's node names", forge(pki.API, node, unchanged)},
 		{"api CA, member's names", forge(pki.API, member, unchanged)},
@@ -124,6 +125,7 @@ func TestListeners(t *testing.T) {
 			"agent, node": "uac://prod/agent/a1",
 			// A client is whom its identity says; its DNS names count for nothing.
 			"nodes CA, agent with names of a controller": "uac://prod/agent/a1",
+			"nodes CA, relay with names of a controller": "uac://prod/relay/r1",
 		},
 	}
 	servers := map[string]*tls.Config{
@@ -185,17 +187,24 @@ func TestClients(t *testing.T) {
 	for _, a := range []*tls.Config{api, apiByRoot} {
 		a.ServerName = "c1"
 	}
+	entry := func(role pki.Role) *tls.Config {
+		return must[*tls.Config](t)(agent.EntryClient(func(string) pki.Role { return role }))
+	}
 	clients := map[string]struct {
 		config *tls.Config
 		want   map[string]bool
 	}{
-		"any member":  {must[*tls.Config](t)(controller.MemberClient("")), map[string]bool{"controller, member": true, "watch, member": true}},
-		"member c1":   {must[*tls.Config](t)(controller.MemberClient("c1")), map[string]bool{"controller, member": true}},
-		"member c9":   {must[*tls.Config](t)(controller.MemberClient("c9")), nil},
-		"link":        {must[*tls.Config](t)(agent.LinkClient()), map[string]bool{"controller, node": true}},
-		"join":        {pki.JoinClient(c.RootFingerprint()), map[string]bool{"controller, node": true}},
-		"api":         {api, map[string]bool{"controller, api": true}},
-		"api by root": {apiByRoot, map[string]bool{"controller, api": true}},
+		"any member":             {must[*tls.Config](t)(controller.MemberClient("")), map[string]bool{"controller, member": true, "watch, member": true}},
+		"member c1":              {must[*tls.Config](t)(controller.MemberClient("c1")), map[string]bool{"controller, member": true}},
+		"member c9":              {must[*tls.Config](t)(controller.MemberClient("c9")), nil},
+		"link":                   {must[*tls.Config](t)(agent.LinkClient()), map[string]bool{"controller, node": true}},
+		"entry, to a controller": {entry("controller"), map[string]bool{"controller, node": true}},
+		"entry, to a relay":      {entry("relay"), map[string]bool{"relay, node": true}},
+		"entry, to an agent":     {entry("agent"), nil},
+		"entry, to nobody":       {entry(""), nil},
+		"join":                   {pki.JoinClient(c.RootFingerprint()), map[string]bool{"controller, node": true}},
+		"api":                    {api, map[string]bool{"controller, api": true}},
+		"api by root":            {apiByRoot, map[string]bool{"controller, api": true}},
 	}
 	root := readCert(t, controller.CAFile(pki.Root))
 	for _, p := range parties(t, c) {
@@ -240,6 +249,7 @@ func TestBothEnds(t *testing.T) {
 		{"watch to controller", conf(c1.MemberServer()), conf(w1.MemberClient("c1")), "uac://prod/watch/w1", "uac://prod/controller/c1"},
 		{"relay to controller", conf(c1.LinkServer()), conf(r1.LinkClient()), "uac://prod/relay/r1", "uac://prod/controller/c1"},
 		{"agent to controller", conf(c1.LinkServer()), conf(a1.LinkClient()), "uac://prod/agent/a1.example.com", "uac://prod/controller/c1"},
+		{"agent to relay", conf(r1.RelayServer()), conf(a1.EntryClient(func(string) pki.Role { return pki.Relay })), "uac://prod/agent/a1.example.com", ""},
 		{"newcomer to controller", conf(c1.JoinServer()), pki.JoinClient(c1.RootFingerprint()), "", ""},
 		{"person to controller", conf(c1.APIServer()), apiClient, "", "uac://prod/controller/c1"},
 	}
@@ -290,6 +300,9 @@ func TestRolesWithoutCertificate(t *testing.T) {
 		"watch, join":    w1.JoinServer,
 		"relay, member":  r1.MemberServer,
 		"relay, link":    r1.LinkServer,
+		"relay, join":    r1.JoinServer,
+		"watch, relay":   w1.RelayServer,
+		"agent, relay":   a1.RelayServer,
 		"agent, member":  a1.MemberServer,
 		"agent, to peer": func() (*tls.Config, error) { return a1.MemberClient("c1") },
 		"agent, link":    a1.LinkServer,
