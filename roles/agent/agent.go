@@ -44,10 +44,12 @@ type Agent struct {
 	runs    map[key]*run
 	queued  int // runs that have not started
 	links   map[*link]struct{}
-	routes  map[string]*link // by request: where its last command came from
-	servers map[string]bool  // that a link leads to, or is being opened to
-	opened  uint32           // links opened by this process
-	retired []key            // acknowledged and not yet tidied up
+	routes  map[string]*link  // by request: where its last command came from
+	used    map[string]int    // links by server, those that are being opened too
+	direct  map[string]string // the controller that answered at a server's address itself
+	taken   map[string]bool   // controllers that a link leads to, or is being opened to
+	opened  uint32            // links opened by this process
+	retired []key             // acknowledged and not yet tidied up
 }
 
 // New returns an agent with the given settings. Nothing is opened before Run.
@@ -55,8 +57,8 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("agent settings: %w", err)
 	}
-	if deps.TLS == nil {
-		return nil, errors.New("agent: no TLS configuration")
+	if deps.Dial == nil {
+		return nil, errors.New("agent: no way to connect")
 	}
 	if deps.Log == nil {
 		deps.Log = slog.New(slog.DiscardHandler)
@@ -75,12 +77,14 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	}
 	return &Agent{
 		cfg: cfg, deps: deps, log: deps.Log, metrics: deps.Metrics,
-		ready:   make(chan struct{}),
-		runs:    map[key]*run{},
-		links:   map[*link]struct{}{},
-		routes:  map[string]*link{},
-		servers: map[string]bool{},
-		house:   make(chan struct{}, 1),
+		ready:  make(chan struct{}),
+		runs:   map[key]*run{},
+		links:  map[*link]struct{}{},
+		routes: map[string]*link{},
+		used:   map[string]int{},
+		direct: map[string]string{},
+		taken:  map[string]bool{},
+		house:  make(chan struct{}, 1),
 	}, nil
 }
 
@@ -123,7 +127,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.fail(err)
 	}
 	wg.Go(func() { a.keepHouse(ctx) })
-	for range min(2, len(a.cfg.Servers)) {
+	for range 2 { // one server may be a relay, and lead to two controllers
 		wg.Go(func() { a.keepLink(ctx) })
 	}
 	<-ctx.Done()

@@ -1,13 +1,15 @@
 package agent
 
 import (
-	"crypto/tls"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"path/filepath"
 	"time"
+
+	"uac/roles/wire"
 )
 
 // Config holds the settings of an agent. Start from [DefaultConfig].
@@ -111,8 +113,9 @@ func (c Config) Validate() error {
 
 // Deps are what an agent needs from its surroundings.
 type Deps struct {
-	// TLS authenticates this agent to controllers and names the server to expect.
-	TLS *tls.Config
+	// Dial connects to the controller at a server's address, or through a relay there
+	// to a controller that is none of not; see [wire.DialLink].
+	Dial func(ctx context.Context, server string, not []string) (*wire.Link, error)
 	// Log; nil discards.
 	Log *slog.Logger
 	// Metrics; nil discards.

@@ -296,7 +296,14 @@ func (w *testWorld) config(servers []*testController) (Config, Deps) {
 		cfg.Servers = append(cfg.Servers, c.addr)
 	}
 	cfg.ReconnectMax = 100 * time.Millisecond
-	return cfg, Deps{TLS: w.tls, Log: slog.New(slog.NewTextHandler(testWriter{w.t}, &slog.HandlerOptions{Level: slog.LevelDebug}))}
+	return cfg, Deps{Dial: dialer(w.tls), Log: slog.New(slog.NewTextHandler(testWriter{w.t}, &slog.HandlerOptions{Level: slog.LevelDebug}))}
+}
+
+// dialer connects to controllers.
+func dialer(conf *tls.Config) func(context.Context, string, []string) (*wire.Link, error) {
+	return func(ctx context.Context, server string, not []string) (*wire.Link, error) {
+		return wire.DialLink(ctx, server, wire.LinkTLS{Entry: conf, Controller: conf}, not)
+	}
 }
 
 // stop ends the agent, which must end without an error.

@@ -51,10 +51,10 @@ func childMain() int {
 	roots.AddCert(ca)
 	var visits atomic.Int32
 	a, err := New(c.Config, Deps{
-		TLS: &tls.Config{
+		Dial: dialer(&tls.Config{
 			RootCAs: roots, ServerName: "controller.uac",
 			Certificates: []tls.Certificate{{Certificate: [][]byte{c.Cert}, PrivateKey: key}},
-		},
+		}),
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Point: func(p Point) {
 			if p == c.Point && visits.Add(1) == c.Visit {

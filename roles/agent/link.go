@@ -6,7 +6,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	mathrand "math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -167,62 +169,87 @@ func (a *Agent) keepLink(ctx context.Context) {
 }
 
 // tryServers goes through the servers, in order of preference, until one welcomes the
-// agent, and returns when that link has ended (true) or none did (false). A second
-// link to one and the same controller is taken only if no other can be had.
+// agent, and returns when that link has ended (true) or none did (false). The two
+// links lead to different controllers; through which relays does not matter, but
+// different ones come first.
 func (a *Agent) tryServers(ctx context.Context) bool {
-	var doubled []string
-	try := func(server string, double bool) bool {
-		welcomed, err := a.connect(ctx, server, double)
+	tried := map[string]bool{}
+	for {
+		server, ok := a.takeServer(tried)
+		if !ok {
+			return false
+		}
+		welcomed, err := a.connect(ctx, server)
+		a.releaseServer(server)
 		switch {
 		case ctx.Err() != nil:
 			return true
-		case errors.Is(err, errDoubled):
-			doubled = append(doubled, server)
 		case welcomed:
 			a.log.Warn("link lost", "server", server, "err", err)
+			return true
+		case errors.Is(err, errDoubled) || errors.Is(err, wire.ErrNoOther):
 		default:
 			a.log.Debug("no link", "server", server, "err", err)
 		}
-		return welcomed
 	}
-	for _, server := range a.cfg.Servers {
-		if !a.claimServer(server) {
-			continue
-		}
-		welcomed := try(server, false)
-		a.releaseServer(server)
-		if welcomed {
-			return true
-		}
-	}
-	for _, server := range doubled {
-		if !a.claimServer(server) {
-			continue
-		}
-		welcomed := try(server, true)
-		a.releaseServer(server)
-		if welcomed {
-			return true
-		}
-	}
-	return false
 }
 
-// claimServer reports whether the other link leaves this server to us.
-func (a *Agent) claimServer(server string) bool {
+// takeServer returns the server to try next: in their order, but one that the other
+// link uses last, and none where a controller is known that it leads to.
+func (a *Agent) takeServer(tried map[string]bool) (string, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.servers[server] {
-		return false
+	best := ""
+	for _, s := range a.cfg.Servers {
+		if tried[s] || a.taken[a.direct[s]] {
+			continue
+		}
+		if best == "" || a.used[best] > 0 && a.used[s] == 0 {
+			best = s
+		}
 	}
-	a.servers[server] = true
-	return true
+	if best == "" {
+		return "", false
+	}
+	tried[best] = true
+	a.used[best]++
+	return best, true
 }
 
 func (a *Agent) releaseServer(server string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	delete(a.servers, server)
+	a.used[server]--
+}
+
+// takeController reports whether the other link leaves this controller to us: of two
+// links of one agent it keeps one. server is where it was found, if not through a
+// relay.
+func (a *Agent) takeController(name, server string, relayed bool) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.direct, server)
+	if !relayed {
+		a.direct[server] = name
+	}
+	if a.taken[name] {
+		return false
+	}
+	a.taken[name] = true
+	return true
+}
+
+func (a *Agent) releaseController(name string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.taken, name)
+}
+
+// controllers names the controllers that the other link leads to, if it does.
+func (a *Agent) controllers() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Collect(maps.Keys(a.taken))
 }
 
 // nextLink returns the name of a new link. The number grows with every process, too,
@@ -240,10 +267,20 @@ func (a *Agent) nextLink() *wire.LinkID {
 }
 
 // connect opens one link and serves it until it ends, which always has a reason.
-func (a *Agent) connect(ctx context.Context, server string, double bool) (welcomed bool, err error) {
+func (a *Agent) connect(ctx context.Context, server string) (welcomed bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	conn, err := wire.NewClient(wire.ClassLink, server, a.deps.TLS, wire.Options{})
+	way, err := a.deps.Dial(ctx, server, a.controllers())
+	if err != nil {
+		return false, err
+	}
+	defer way.Close()
+	// Before the hello: a controller gives up the older of two links of one agent.
+	if !a.takeController(way.Controller, server, len(way.Via) > 0) {
+		return false, errDoubled
+	}
+	defer a.releaseController(way.Controller)
+	conn, err := way.Client(wire.Options{})
 	if err != nil {
 		return false, err
 	}
@@ -260,7 +297,9 @@ func (a *Agent) connect(ctx context.Context, server string, double bool) (welcom
 		wake: make(chan struct{}, 1), chunks: make(chan *wire.AgentMessage),
 		reports: map[key]struct{}{}, reads: map[uint64]*read{},
 	}
-	if err := stream.Send(&wire.AgentMessage{Body: &wire.AgentMessage_Hello{Hello: a.hello(l.id)}}); err != nil {
+	hello := a.hello(l.id)
+	hello.Via = way.Via
+	if err := stream.Send(&wire.AgentMessage{Body: &wire.AgentMessage_Hello{Hello: hello}}); err != nil {
 		_, err = stream.Recv() // has the reason
 		return false, causeOf(ctx, err)
 	}
@@ -277,10 +316,10 @@ func (a *Agent) connect(ctx context.Context, server string, double bool) (welcom
 	}
 	l.controller = w.GetController()
 	l.generation = generation{w.GetGeneration().GetNumber(), w.GetGeneration().GetId()}
-	if err := a.accept(ctx, l, double); err != nil {
+	if err := a.accept(ctx, l); err != nil {
 		return false, err
 	}
-	a.log.Info("link opened", "controller", l.controller, "server", server)
+	a.log.Info("link opened", "controller", l.controller, "server", server, "via", way.Via)
 	defer a.drop(l)
 	a.isReady.Do(func() { close(a.ready) })
 
@@ -321,7 +360,7 @@ func causeOf(ctx context.Context, err error) error {
 
 // accept checks the generation of a link and, if the agent may obey it, makes the link
 // one of its own and reports over it what is not acknowledged.
-func (a *Agent) accept(ctx context.Context, l *link, double bool) error {
+func (a *Agent) accept(ctx context.Context, l *link) error {
 	a.mu.Lock()
 	have := a.ledger.generation
 	seq := uint64(0)
@@ -349,11 +388,6 @@ func (a *Agent) accept(ctx context.Context, l *link, double bool) error {
 	defer a.mu.Unlock()
 	if a.ledger.generation != l.generation {
 		return errOvertaken
-	}
-	for other := range a.links {
-		if other.controller == l.controller && !double {
-			return errDoubled
-		}
 	}
 	a.links[l] = struct{}{}
 	a.metrics.Add(MetricLinks, 1)

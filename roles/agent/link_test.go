@@ -1,7 +1,7 @@
 package agent
 
 import (
-	"crypto/tls"
+	"context"
 	"errors"
 	"runtime"
 	"slices"
@@ -118,7 +118,7 @@ func TestShuffleChangesTheOrderOnly(t *testing.T) {
 	before := slices.Clone(cfg.Servers)
 	differs := false
 	for range 20 {
-		a, err := New(cfg, Deps{TLS: &tls.Config{}})
+		a, err := New(cfg, Deps{Dial: dialer(nil)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -132,17 +132,83 @@ func TestShuffleChangesTheOrderOnly(t *testing.T) {
 	}
 }
 
-// Two addresses may lead to one controller, through relays. Two links to it are better
-// than one, and worse than links to two controllers.
-func TestSecondLinkToOneControllerIsTheLastResort(t *testing.T) {
+// Two addresses may lead to one controller, which keeps only the newest link of an
+// agent. The other one must not be lost to find that out.
+func TestNoSecondLinkToOneController(t *testing.T) {
 	w := newWorld(t)
-	c, same := w.controller("c1"), w.controller("c1")
-	w.agent([]*testController{c, same})
-	c.link().sync()
-	first := same.link()
-	first.gone() // one leads there already
-	second := same.link()
-	second.sync() // but there is no other
+	c, same, other := w.controller("c1"), w.controller("c1"), w.controller("c2")
+	other.stop()
+	tried := make(chan string, 1000)
+	w.agent([]*testController{c, same, other}, func(_ *Config, deps *Deps) {
+		dial := deps.Dial
+		deps.Dial = func(ctx context.Context, server string, not []string) (*wire.Link, error) {
+			l, err := dial(ctx, server, not)
+			tried <- server
+			return l, err
+		}
+	})
+	// A round of the second link ends with the controller that is away.
+	for seen := map[string]int{}; seen[c.addr] == 0 || seen[same.addr] == 0 || seen[other.addr] < 3; {
+		select {
+		case server := <-tried:
+			seen[server]++
+		case <-time.After(patience):
+			t.Fatalf("tried only %v", seen)
+		}
+	}
+	if n := len(c.links) + len(same.links); n != 1 {
+		t.Fatalf("%d links to c1", n)
+	}
+	select {
+	case l := <-c.links:
+		l.welcome(1, "g1", 0)
+		l.sync()
+	case l := <-same.links:
+		l.welcome(1, "g1", 0)
+		l.sync()
+	}
+}
+
+// A relay gives each of the two links another controller. What it was asked not to give
+// is what the other link has.
+func TestBothLinksThroughOneRelay(t *testing.T) {
+	w := newWorld(t)
+	c1, c2 := w.controller("c1"), w.controller("c2")
+	asked := make(chan []string, 1000)
+	w.agent(nil, func(cfg *Config, deps *Deps) {
+		cfg.Servers = []string{"r1:7602"}
+		dial := deps.Dial
+		deps.Dial = func(ctx context.Context, _ string, not []string) (*wire.Link, error) {
+			asked <- not
+			for _, c := range []*testController{c1, c2} {
+				if slices.Contains(not, c.name) {
+					continue
+				}
+				l, err := dial(ctx, c.addr, nil)
+				if err == nil {
+					l.Via = []string{"r1", "r9"}
+				}
+				return l, err
+			}
+			return nil, wire.ErrNoOther
+		}
+	})
+	l1, l2 := c1.link(), c2.link()
+	for _, l := range []*testLink{l1, l2} {
+		l.sync()
+		if diff := cmp.Diff([]string{"r1", "r9"}, l.hello.GetVia()); diff != "" {
+			t.Errorf("the hello to %s says another way (-want +got):\n%s", l.controller, diff)
+		}
+	}
+	for len(asked) > 0 {
+		<-asked
+	}
+	l1.cut()
+	if diff := cmp.Diff([]string{"c2"}, <-asked); diff != "" {
+		t.Errorf("asked not to be connected to (-want +got):\n%s", diff)
+	}
+	c1.link().sync()
+	l2.sync()
 }
 
 func TestOlderGenerationIsRefusedDurably(t *testing.T) {
@@ -267,7 +333,7 @@ func TestConfigIsValidated(t *testing.T) {
 		t.Errorf("good settings: %v", err)
 	}
 	if _, err := New(good, Deps{}); err == nil {
-		t.Error("an agent without TLS")
+		t.Error("an agent that cannot connect")
 	}
 	for want, change := range map[string]func(*Config){
 		"name":                  func(c *Config) { c.Name = "" },
@@ -292,7 +358,7 @@ func TestConfigIsValidated(t *testing.T) {
 		if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", want, err)
 		}
-		if _, err := New(cfg, Deps{TLS: &tls.Config{}}); err == nil {
+		if _, err := New(cfg, Deps{Dial: dialer(nil)}); err == nil {
 			t.Errorf("%s: an agent was made", want)
 		}
 	}
