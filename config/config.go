@@ -33,6 +33,7 @@ type Config struct {
 	Mount   Mount    `yaml:"mount"`
 	History History  `yaml:"history"`
 	Agent   Agent    `yaml:"agent"`
+	Relay   Relay    `yaml:"relay"`
 	Log     Log      `yaml:"log"`
 }
 
@@ -94,8 +95,8 @@ type PKI struct {
 	// Dir holds this node's keys and certificates. Empty means pki below
 	// node.data_dir.
 	Dir string `yaml:"dir"`
-	// Join is a one-time token with which an agent without certificates asks a
-	// controller for its own. It is unused once they exist.
+	// Join is a one-time token with which an agent or relay without certificates
+	// asks a controller for its own. It is unused once they exist.
 	Join string `yaml:"join" secret:"true"`
 }
 
@@ -171,6 +172,15 @@ type Agent struct {
 	ReconnectMax time.Duration `yaml:"reconnect_max"`
 }
 
+// Relay holds the settings of a node with the role relay.
+type Relay struct {
+	// Servers are the controllers and relays to carry links to, each host or
+	// host:port.
+	Servers []string `yaml:"servers"`
+	// MaxLinks bounds how many links are carried at a time.
+	MaxLinks int `yaml:"max_links"`
+}
+
 // Log holds the settings of the log, which goes to standard error.
 type Log struct {
 	Level string `yaml:"level" oneof:"debug info warn error"`
@@ -205,6 +215,7 @@ func Default() Config {
 			ReconnectMin: 50 * time.Millisecond,
 			ReconnectMax: 5 * time.Second,
 		},
-		Log: Log{Level: "info", Format: "auto"},
+		Relay: Relay{MaxLinks: 20_000},
+		Log:   Log{Level: "info", Format: "auto"},
 	}
 }

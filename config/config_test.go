@@ -213,7 +213,7 @@ func TestProblems(t *testing.T) {
 		{name: "misspelt required key", role: roles.RoleAgent, text: "agent:\n  server: [c1]",
 			want: []string{"uac.yaml:2: agent.server: there is no such key; did you mean agent.servers?"}},
 		{name: "join token of a member", role: roles.RoleController, text: "pki: {join: x}",
-			want: []string{"uac.yaml:1: pki.join: is for agents: make the keys of a controller with uac pki issue"}},
+			want: []string{"uac.yaml:1: pki.join: is for agents and relays: make the keys of a controller with uac pki issue"}},
 		{name: "unknown key in a list", text: "members:\n- {name: c1, role: controller, adress: h}",
 			want: []string{"uac.yaml:2: members[0].adress: there is no such key; did you mean address?"}},
 		{name: "key twice", text: "log:\n  level: info\n  format: json\n  level: debug",

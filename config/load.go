@@ -188,8 +188,10 @@ func (c *Config) complete() error {
 	if c.PKI.Dir == "" && c.Node.DataDir != "" {
 		c.PKI.Dir = filepath.Join(c.Node.DataDir, "pki")
 	}
-	for i, server := range c.Agent.Servers {
-		c.Agent.Servers[i] = withPort(server, PortLink)
+	for _, servers := range [][]string{c.Agent.Servers, c.Relay.Servers} {
+		for i, server := range servers {
+			servers[i] = withPort(server, PortLink)
+		}
 	}
 	return nil
 }

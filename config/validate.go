@@ -51,6 +51,7 @@ func (c *Config) Validate() error {
 	c.validateCluster(&v)
 	c.validateMount(&v)
 	c.validateAgent(&v)
+	c.validateRelay(&v)
 	return errors.Join(v.errs...)
 }
 
@@ -76,7 +77,7 @@ func (c *Config) validateNode(v *checks) {
 		v.bad("node.data_dir", "must not be empty")
 	}
 	if c.PKI.Join != "" && votes(c.Node.Role) {
-		v.bad("pki.join", "is for agents: make the keys of a %s with uac pki issue", c.Node.Role)
+		v.bad("pki.join", "is for agents and relays: make the keys of a %s with uac pki issue", c.Node.Role)
 	}
 	checkHost(v, "node.advertise", c.Node.Advertise)
 	checkName(v, "cluster.name", c.Cluster.Name)
@@ -227,15 +228,7 @@ func (c *Config) validateAgent(v *checks) {
 	if c.Node.Role == roles.RoleAgent && len(a.Servers) == 0 {
 		v.bad("agent.servers", "is not set; an agent needs the controllers or relays to connect to")
 	}
-	seen := map[string]bool{}
-	for i, server := range a.Servers {
-		key := fmt.Sprintf("agent.servers[%d]", i)
-		checkHostPort(v, key, server, false)
-		if seen[server] {
-			v.bad(key, "%s is listed twice", quoted(server))
-		}
-		seen[server] = true
-	}
+	checkServers(v, "agent.servers", a.Servers)
 	for _, name := range slices.Sorted(maps.Keys(a.Labels)) {
 		if err := roles.CheckLabel(name, a.Labels[name]); err != nil {
 			v.bad("agent.labels."+quoteKey(name), "%v", err)
@@ -250,6 +243,30 @@ func (c *Config) validateAgent(v *checks) {
 	if a.ReconnectMax < a.ReconnectMin {
 		v.relation([]string{"agent.reconnect_max", "agent.reconnect_min"},
 			"%s is shorter than agent.reconnect_min (%s)", a.ReconnectMax, a.ReconnectMin)
+	}
+}
+
+func (c *Config) validateRelay(v *checks) {
+	r := c.Relay
+	if c.Node.Role == roles.RoleRelay && len(r.Servers) == 0 {
+		v.bad("relay.servers", "is not set; a relay needs the controllers or relays to carry links to")
+	}
+	checkServers(v, "relay.servers", r.Servers)
+	if r.MaxLinks < 1 || r.MaxLinks > 1_000_000 {
+		v.bad("relay.max_links", "%d is not between 1 and 1000000", r.MaxLinks)
+	}
+}
+
+// checkServers checks a list of addresses to connect to.
+func checkServers(v *checks, list string, servers []string) {
+	seen := map[string]bool{}
+	for i, server := range servers {
+		key := fmt.Sprintf("%s[%d]", list, i)
+		checkHostPort(v, key, server, false)
+		if seen[server] {
+			v.bad(key, "%s is listed twice", quoted(server))
+		}
+		seen[server] = true
 	}
 }
 

@@ -5,14 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"uac/config"
 	"uac/roles/agent"
 	"uac/roles/wire"
 	"uac/roles/wire/pki"
@@ -21,30 +18,24 @@ import (
 // runAgent runs a node with the role agent.
 func runAgent(ctx context.Context, d daemonDeps) error {
 	cfg := d.cfg
-	servers := withPort(cfg.Agent.Servers, config.PortLink)
-	store, err := loadPKI(d)
-	if errors.Is(err, fs.ErrNotExist) {
-		if cfg.PKI.Join == "" {
-			return usageError("%w; a new agent gets its certificate with --join TOKEN (uac token create --role agent)", err)
-		}
-		if err := enroll(ctx, d, servers); err != nil {
-			return err
-		}
-		store, err = loadPKI(d)
-	}
+	servers := cfg.Agent.Servers
+	store, err := loadOrEnroll(ctx, d, servers)
 	if err != nil {
 		return err
 	}
-	tls, err := store.LinkClient()
-	if err != nil {
-		return usageError("certificates: %w", err)
+	dial := func(ctx context.Context, server string, not []string) (*wire.Link, error) {
+		conf, err := linkTLS(store)
+		if err != nil {
+			return nil, err
+		}
+		return wire.DialLink(ctx, server, conf, not)
 	}
 	ac := agent.DefaultConfig()
 	ac.Name, ac.Version = cfg.Node.Name, d.build.Version
 	ac.DataDir = filepath.Join(cfg.Node.DataDir, "agent")
 	ac.Servers, ac.Shuffle, ac.Labels = servers, cfg.Agent.Shuffle, cfg.Agent.Labels
 	ac.ReconnectMin, ac.ReconnectMax, ac.KillGrace = cfg.Agent.ReconnectMin, cfg.Agent.ReconnectMax, cfg.Agent.KillGrace
-	a, err := agent.New(ac, agent.Deps{TLS: tls, Log: d.log})
+	a, err := agent.New(ac, agent.Deps{Dial: dial, Log: d.log})
 	if err != nil {
 		return usageError("%w", err)
 	}
@@ -54,12 +45,8 @@ func runAgent(ctx context.Context, d daemonDeps) error {
 		return renewFrom(ctx, d, store, func(ctx context.Context, r *wire.RenewRequest) (*wire.Certificate, error) {
 			var errs []error
 			for _, addr := range servers {
-				conn, err := wire.NewClient(wire.ClassLink, addr, tls, wire.Options{})
-				if err != nil {
-					return nil, err
-				}
-				cert, err := wire.NewLinkClient(conn).Renew(ctx, r)
-				if err = errors.Join(err, conn.Close()); err == nil {
+				cert, err := renewAt(ctx, dial, addr, r)
+				if err == nil {
 					return cert, nil
 				}
 				errs = append(errs, err)
@@ -74,16 +61,41 @@ func runAgent(ctx context.Context, d daemonDeps) error {
 	return err
 }
 
-// withPort adds the default port where none is given.
-func withPort(addrs []string, port int) []string {
-	out := make([]string, len(addrs))
-	for i, a := range addrs {
-		if _, _, err := net.SplitHostPort(a); err != nil {
-			a = net.JoinHostPort(a, strconv.Itoa(port))
-		}
-		out[i] = a
+// renewAt asks the controller at one address, or one behind the relay there.
+func renewAt(ctx context.Context, dial func(context.Context, string, []string) (*wire.Link, error), addr string, r *wire.RenewRequest) (*wire.Certificate, error) {
+	link, err := dial(ctx, addr, nil)
+	if err != nil {
+		return nil, err
 	}
-	return out
+	defer func() { _ = link.Close() }() // the client may not have taken it
+	conn, err := link.Client(wire.Options{})
+	if err != nil {
+		return nil, err
+	}
+	cert, err := wire.NewLinkClient(conn).Renew(ctx, r)
+	return cert, errors.Join(err, conn.Close())
+}
+
+// linkTLS is what authenticates an agent or relay to controllers and relays now.
+func linkTLS(store *pki.Store) (wire.LinkTLS, error) {
+	entry, err1 := store.EntryClient(wire.ServerRole)
+	controller, err2 := store.LinkClient()
+	return wire.LinkTLS{Entry: entry, Controller: controller}, errors.Join(err1, err2)
+}
+
+// loadOrEnroll loads the certificates of an agent or relay, or gets it its first ones.
+func loadOrEnroll(ctx context.Context, d daemonDeps, servers []string) (*pki.Store, error) {
+	store, err := loadPKI(d)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return store, err
+	}
+	if d.cfg.PKI.Join == "" {
+		return nil, usageError("%w; a new %[2]s gets its certificate with --join TOKEN (uac token create --role %[2]s)", err, d.cfg.Node.Role)
+	}
+	if err := enroll(ctx, d, servers); err != nil {
+		return nil, err
+	}
+	return loadPKI(d)
 }
 
 // enrollPatience is how long a new node tries to reach a controller.

@@ -45,7 +45,7 @@ var settingFlags = []struct{ flag, key, usage string }{
 	{"role", "node.role", "what this node is: `ROLE` is controller, watch, relay or agent"},
 	{"name", "node.name", "`NAME` of this node (default: the host name)"},
 	{"data-dir", "node.data_dir", "`DIR` for everything that this node must not lose"},
-	{"join", "pki.join", "one-time `TOKEN` that gets an agent its certificates; UAC_PKI_JOIN keeps it out of the process list"},
+	{"join", "pki.join", "one-time `TOKEN` that gets an agent or relay its certificates; UAC_PKI_JOIN keeps it out of the process list"},
 	{"log-level", "log.level", "`LEVEL` of the log: debug, info, warn or error"},
 }
 

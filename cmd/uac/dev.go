@@ -128,9 +128,6 @@ func (o devOptions) check() error {
 			return usageError("--%s: %d is not between %d and 1000", n.flag, n.value, n.min)
 		}
 	}
-	if o.relays > 0 {
-		return usageError("--relays: relays are not supported by this version")
-	}
 	if o.patience <= 0 {
 		return usageError("--timeout: %s is not above zero", o.patience)
 	}
@@ -202,6 +199,10 @@ func serveDev(ctx context.Context, a *app, opts devOptions, ready func(*devClust
 func printDevReady(a *app, c *devCluster, took time.Duration, end string) error {
 	return printObject(a, c, func(w io.Writer, p paint) error {
 		shape := c.shape()
+		watches := counted(shape.watches, "watch", "es")
+		if shape.relays > 0 {
+			watches += ", " + counted(shape.relays, "relay", "s")
+		}
 		_, err := fmt.Fprintf(w, `%s %s, %s and %s in %s, ready in %.1f s
 
   . %s
@@ -209,7 +210,7 @@ func printDevReady(a *app, c *devCluster, took time.Duration, end string) error 
   uac dev kill %s --dir %s
 
 %s; its data stays.
-`, p.apply(green, "running:"), counted(shape.controllers, "controller", "s"), counted(shape.watches, "watch", "es"), counted(shape.agents, "agent", "s"),
+`, p.apply(green, "running:"), counted(shape.controllers, "controller", "s"), watches, counted(shape.agents, "agent", "s"),
 			c.dir, took.Seconds(), shellWord(c.file(devEnvFile)), c.Nodes[0].Name, shellWord(c.dir), end)
 		return err
 	})

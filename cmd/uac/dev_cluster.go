@@ -247,17 +247,22 @@ var devConfig = template.Must(template.New("uac.yaml").Funcs(template.FuncMap{
 node: {role: {{.Node.Role}}, name: {{.Node.Name}}, data_dir: {{quote .Node.DataDir}}}
 cluster: {name: {{.Cluster}}}
 {{- if .Servers}}
-agent:
+{{.Node.Role}}:
   servers: [{{range $i, $s := .Servers}}{{if $i}}, {{end}}{{$s}}{{end}}]
+{{- end}}
+{{- if .Labels}}
   labels: {{.Labels}}
-{{- else}}
+{{- end}}
+{{- if .Node.Address}}
 listen:
   api: "{{.Node.Address}}:{{.API}}"
   raft: "{{.Node.Address}}:{{.Raft}}"
   link: "{{.Node.Address}}:{{.Link}}"
+{{- end}}
 {{- if .Mount}}
 mount: {dir: {{quote .Mount}}}
 {{- end}}
+{{- if .Members}}
 members:
 {{- range .Members}}
 - {name: {{.Name}}, role: {{.Role}}, address: {{.Address}}}
@@ -275,27 +280,40 @@ func (c *devCluster) config(n devNode) ([]byte, error) {
 		Servers         []string
 		API, Raft, Link int
 	}{
-		Node: n, Cluster: devClusterName, Labels: devLabels,
+		Node: n, Cluster: devClusterName,
 		API: config.PortAPI, Raft: config.PortRaft, Link: config.PortLink,
 	}
 	if n.Role == roles.RoleController {
 		data.Mount = c.file(devMountDir)
 	}
 	controllers := c.withRole(roles.RoleController)
-	data.Members = slices.Concat(controllers, c.withRole(roles.RoleWatch))
-	if n.Role == roles.RoleAgent {
-		// Each begins with another controller, so that all have links.
+	switch n.Role {
+	case roles.RoleController, roles.RoleWatch:
+		data.Members = slices.Concat(controllers, c.withRole(roles.RoleWatch))
+	case roles.RoleRelay:
+		data.Servers = addresses(controllers, 0)
+	case roles.RoleAgent:
+		// Each begins with others, so that all have links. Relays come first: that is
+		// what they are there for.
 		agents := c.withRole(roles.RoleAgent)
 		first := slices.IndexFunc(agents, func(a devNode) bool { return a.Name == n.Name })
-		for i := range controllers {
-			data.Servers = append(data.Servers, controllers[(first+i)%len(controllers)].Address)
-		}
+		data.Servers = append(addresses(c.withRole(roles.RoleRelay), first), addresses(controllers, first)...)
+		data.Labels = devLabels
 	}
 	var text bytes.Buffer
 	if err := devConfig.Execute(&text, data); err != nil {
 		return nil, err
 	}
 	return text.Bytes(), nil
+}
+
+// addresses lists where nodes are, beginning with another one for every first.
+func addresses(nodes []devNode, first int) []string {
+	var all []string
+	for i := range nodes {
+		all = append(all, nodes[(first+i)%len(nodes)].Address)
+	}
+	return all
 }
 
 // shellQuote makes one word of text for a POSIX shell.

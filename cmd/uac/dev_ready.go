@@ -119,15 +119,16 @@ func (d *devClient) list(ctx context.Context, n devNode, path string, into any) 
 }
 
 // unready returns what the whole cluster still waits for, "" if it serves:
-// every member is ready, one controller is Active, every agent that runs is
+// every member and relay is ready, one controller is Active, every agent that runs is
 // connected to as many controllers as it can be, and if all members run, another
 // controller could take over.
 func (d *devClient) unready(ctx context.Context, c *devCluster) string {
 	controllers := c.withRole(roles.RoleController)
 	members := slices.Concat(controllers, c.withRole(roles.RoleWatch))
-	reasons, modes := make([]string, len(members)), make([]string, len(members))
+	listening := slices.Concat(members, slices.DeleteFunc(c.withRole(roles.RoleRelay), func(n devNode) bool { return n.PID == 0 }))
+	reasons, modes := make([]string, len(listening)), make([]string, len(listening))
 	var g errgroup.Group
-	for i, n := range members {
+	for i, n := range listening {
 		g.Go(func() error {
 			if why := d.ready(ctx, n); why != "" {
 				reasons[i] = n.Name + ": " + why
@@ -139,7 +140,7 @@ func (d *devClient) unready(ctx context.Context, c *devCluster) string {
 	}
 	_ = g.Wait() // none of them fails
 	var active *devNode
-	for i, n := range members {
+	for i, n := range listening {
 		if reasons[i] != "" {
 			return reasons[i]
 		}

@@ -41,6 +41,7 @@ func daemons() map[roles.Role]daemon {
 		roles.RoleController: runController,
 		roles.RoleWatch:      runWatch,
 		roles.RoleAgent:      runAgent,
+		roles.RoleRelay:      runRelay,
 	}
 }
 

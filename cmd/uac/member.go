@@ -40,8 +40,8 @@ func loadPKI(d daemonDeps) (*pki.Store, error) {
 	}
 	id := store.Identity()
 	want := pki.Identity{Cluster: d.cfg.Cluster.Name, Role: d.cfg.Node.Role, Name: d.cfg.Node.Name}
-	if d.cfg.Node.Role == roles.RoleAgent && d.origins.Of("cluster.name").Source == config.FromDefault {
-		want.Cluster = id.Cluster // an agent that was told nothing is of the cluster that it joined
+	if role := d.cfg.Node.Role; (role == roles.RoleAgent || role == roles.RoleRelay) && d.origins.Of("cluster.name").Source == config.FromDefault {
+		want.Cluster = id.Cluster // who was told nothing is of the cluster that it joined
 	}
 	if id != want {
 		return nil, usageError("certificates: those in %s are of %s, this node is %s", d.cfg.PKI.Dir, id, want)

@@ -28,7 +28,7 @@ import (
 // has to explain it.
 var imports = map[string][]string{
 	"cmd/uac": {
-		"codestation/durable", "codestation/mount", "config", "coord", "roles", "roles/agent", "roles/controller", "roles/controller/api", "roles/watch",
+		"codestation/durable", "codestation/mount", "config", "coord", "roles", "roles/agent", "roles/controller", "roles/controller/api", "roles/relay", "roles/watch",
 		"roles/wire", "roles/wire/pki",
 	},
 
@@ -36,6 +36,7 @@ var imports = map[string][]string{
 
 	"roles/controller": {"codestation/mount", "coord", "roles", "roles/controller/api", "roles/wire", "roles/wire/pki"},
 	"roles/agent":      {"codestation/durable", "roles/wire"},
+	"roles/relay":      {"roles/wire", "roles/wire/pki"},
 	"roles/watch":      {"coord"},
 
 	"roles/controller/api": {"roles", "roles/wire/pki"},

@@ -26,11 +26,12 @@ func newTokenCommand(a *app) *cobra.Command {
 // tokenOptions are the flags of uac token create.
 type tokenOptions struct {
 	role, name, why string
+	hosts           []string
 	ttl             time.Duration
 	replace         bool
 }
 
-var tokenRoles = []string{"viewer", "operator", "admin", "agent"}
+var tokenRoles = []string{"viewer", "operator", "admin", "agent", "relay"}
 
 func newTokenCreateCommand(a *app) *cobra.Command {
 	var opts tokenOptions
@@ -43,21 +44,23 @@ For a person or program, ROLE is what they may do: viewer sees, operator runs an
 defines work and steers the cluster, admin does the rest. --name says whom the
 token stands for in the audit trail.
 
-For an agent that joins, ROLE is agent. The token is good for one agent, for --ttl,
-and for the name or pattern --name; the agent takes it by uac --role=agent
+For a node that joins, ROLE is agent or relay. The token is good for one node, for
+--ttl, and for the name or pattern --name; the node takes it by uac --role=agent
 --join TOKEN. Controllers and watches get their keys from uac pki issue.`,
 		Example: `  uac token create --role agent --ttl 1h
   uac token create --role agent --name 'web*' --ttl 10m
   uac token create --role agent --name web1 --replace   # the machine was installed anew
+  uac token create --role relay --name r1 --host 10.0.9.1
   uac token create --role operator --name alice --ttl 720h`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runTokenCreate(cmd.Context(), a, opts) },
 	}
 	fs := cmd.Flags()
 	fs.StringVar(&opts.role, "role", "", "`ROLE`: "+strings.Join(tokenRoles, ", "))
-	fs.StringVar(&opts.name, "name", "", "`NAME` of whom it stands for, or name or pattern of the agent")
+	fs.StringVar(&opts.name, "name", "", "`NAME` of whom it stands for, or name or pattern of the node")
+	fs.StringArrayVar(&opts.hosts, "host", nil, "`HOST` name or address of the relay's probes (repeatable)")
 	fs.DurationVar(&opts.ttl, "ttl", 0, "`TIME` that it lives (default: 1h to join, else for ever)")
-	fs.BoolVar(&opts.replace, "replace", false, "the agent may take the place of one with the same name")
+	fs.BoolVar(&opts.replace, "replace", false, "the node may take the place of one with the same name")
 	whyFlag(fs, &opts.why)
 	_ = cmd.RegisterFlagCompletionFunc("role", cobra.FixedCompletions(tokenRoles, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
@@ -92,6 +95,9 @@ func runTokenCreate(ctx context.Context, a *app, opts tokenOptions) error {
 	}
 	if opts.ttl > 0 {
 		body["ttl"] = opts.ttl.String()
+	}
+	if len(opts.hosts) > 0 {
+		body["hosts"] = opts.hosts
 	}
 	if opts.replace {
 		body["replace"] = true

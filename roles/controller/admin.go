@@ -75,10 +75,10 @@ func (c *Controller) CreateToken(ctx context.Context, a api.Actor, spec api.Toke
 		text, id, rec.API = t, r.ID, &r
 	} else {
 		role, err := pki.ParseRole(spec.Role)
-		if err != nil || role != pki.Agent {
-			return "", api.Token{}, fmt.Errorf("%w: role %q: must be viewer, operator, admin, or, to join, agent", api.ErrInvalid, spec.Role)
+		if err != nil || role != pki.Agent && role != pki.Relay {
+			return "", api.Token{}, fmt.Errorf("%w: role %q: must be viewer, operator, admin, or, to join, agent or relay", api.ErrInvalid, spec.Role)
 		}
-		t, r, err := pki.NewJoinToken(pki.JoinTokenSpec{Role: role, Name: spec.Name, Replace: spec.Replace,
+		t, r, err := pki.NewJoinToken(pki.JoinTokenSpec{Role: role, Name: spec.Name, Hosts: spec.Hosts, Replace: spec.Replace,
 			TTL: spec.TTL, CreatedBy: a.Name, RootFingerprint: c.deps.Authority.RootFingerprint()}, time.Now())
 		if err != nil {
 			return "", api.Token{}, fmt.Errorf("%w: %w", api.ErrInvalid, err)

@@ -73,6 +73,7 @@ type Controller struct {
 	log     *slog.Logger
 	member  *coord.Member
 	links   *links
+	relays  *relays
 	started time.Time
 
 	session atomic.Pointer[coord.Session]
@@ -92,7 +93,7 @@ func New(cfg Config, deps Deps) *Controller {
 	}
 	return &Controller{
 		cfg: cfg, deps: deps, log: deps.Log, member: deps.Member,
-		links: newLinks(), started: time.Now(),
+		links: newLinks(), relays: newRelays(), started: time.Now(),
 	}
 }
 
@@ -146,6 +147,9 @@ func (c *Controller) serve(ctx context.Context, s *coord.Session) error {
 			if l := c.links.get(agent); l != nil {
 				c.present(s, l)
 			}
+		}
+		for _, l := range c.relays.all() {
+			c.presentRelay(s, l)
 		}
 		return nil
 	})

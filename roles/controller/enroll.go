@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -91,8 +92,21 @@ func (c *Controller) admitNode(snap coord.Snapshot, r *wire.EnrollRequest) (*wir
 	if err != nil {
 		return none(err)
 	}
-	_, agentKnown := snap.Get(agentKey(grant.Name))
-	bundle, err := c.deps.Authority.Enrol(reqs, grant, func(pki.Identity) (bool, error) { return agentKnown, nil })
+	var place string
+	var record []byte
+	switch grant.Role {
+	case pki.Agent:
+		place, record = agentKey(grant.Name), encode(agentRecord{Name: grant.Name, FirstSeen: now()})
+	case pki.Relay:
+		if _, member := c.member.Record(grant.Name); member {
+			return none(fmt.Errorf("%s is the name of a controller or watch: %w", grant.Name, pki.ErrNameTaken))
+		}
+		place, record = relayKey(grant.Name), encode(relayRecord{Name: grant.Name, FirstSeen: now()})
+	default:
+		return none(fmt.Errorf("a %s does not join with a token", grant.Role))
+	}
+	_, known := snap.Get(place)
+	bundle, err := c.deps.Authority.Enrol(reqs, grant, func(pki.Identity) (bool, error) { return known, nil })
 	if err != nil {
 		return none(err)
 	}
@@ -104,10 +118,10 @@ func (c *Controller) admitNode(snap coord.Snapshot, r *wire.EnrollRequest) (*wir
 			c.event(api.Event{Kind: "node.enrolled", Subject: grant.Name, Detail: map[string]string{"role": string(grant.Role), "token": id}}),
 		},
 	}
-	if grant.Role == pki.Agent && !agentKnown {
+	if !known {
 		// Another token may be for the same name.
-		tx.If = append(tx.If, coord.Absent(agentKey(grant.Name)))
-		tx.Then = append(tx.Then, coord.Put(agentKey(grant.Name), encode(agentRecord{Name: grant.Name, FirstSeen: now()})))
+		tx.If = append(tx.If, coord.Absent(place))
+		tx.Then = append(tx.Then, coord.Put(place, record))
 	}
 	resp := &wire.EnrollResponse{
 		Cluster:     c.deps.Authority.Cluster(),

@@ -64,6 +64,8 @@ type idemRecord struct {
 type linkRecord struct {
 	Epoch int64       `json:"epoch"`
 	Since roles.Stamp `json:"since"`
+	// Via names the relays that the link goes through, as the agent says.
+	Via []string `json:"via,omitempty"`
 }
 
 // agentRecord is the value of agents/<name>.

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"uac/roles"
 	"uac/roles/wire"
 	"uac/roles/wire/pki"
 )
@@ -111,7 +112,20 @@ func (ls *links) dropAll(cause error) {
 	}
 }
 
-// linkServer serves agents' links.
+// checkVia checks what an agent says of the way that it came: it is stored and shown.
+func checkVia(via []string) error {
+	if len(via) > 8 {
+		return fmt.Errorf("via %d relays", len(via))
+	}
+	for _, name := range via {
+		if err := roles.CheckNodeName(name); err != nil {
+			return fmt.Errorf("via: %w", err)
+		}
+	}
+	return nil
+}
+
+// linkServer serves the links of agents and relays.
 type linkServer struct {
 	wire.UnimplementedLinkServer
 	c   *Controller
@@ -134,6 +148,9 @@ func (s *linkServer) Connect(stream grpc.BidiStreamingServer[wire.AgentMessage, 
 	}
 	if hello.GetJournal().GetId() == "" || hello.GetLink() == nil {
 		return status.Error(codes.InvalidArgument, "the hello names no journal or no link")
+	}
+	if err := checkVia(hello.GetVia()); err != nil {
+		return status.Errorf(codes.InvalidArgument, "the hello: %v", err)
 	}
 	number, id := s.c.member.Generation()
 	if g := hello.GetGeneration(); int64(g.GetNumber()) > number {

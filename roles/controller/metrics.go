@@ -40,6 +40,7 @@ func (c *Controller) RegisterMetrics(r prometheus.Registerer) error {
 		gauge("nodes_silent", "Nodes that hold a session and do not answer this node: their loss is under way, or waits for an operator.", c.silentNodes),
 		gauge("requests_owned", "Requests that this node owns and that are not final.", func() float64 { return float64(c.counted.Load()) }),
 		gauge("agents_linked", "Agents that hold a link to this node.", func() float64 { return float64(len(c.links.agents())) }),
+		gauge("relays_linked", "Relays that hold a link to this node.", func() float64 { return float64(len(c.relays.all())) }),
 		gauge("store_used_ratio", "Part of the storage quota that is in use.", func() float64 { used, _ := c.member.Room(); return used }),
 		gauge("store_file_ratio", "Size of the store's file as a part of the quota.", func() float64 { _, file := c.member.Room(); return file }),
 		gauge("store_revision", "Revision that this node shows.", func() float64 { return float64(c.member.View().Revision()) }),

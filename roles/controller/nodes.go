@@ -46,14 +46,15 @@ func (c *Controller) Self() api.Self {
 	return self
 }
 
-// ListNodes lists all members that the cluster remembers.
+// ListNodes lists all members and relays that the cluster remembers.
 func (c *Controller) ListNodes(context.Context) ([]api.Node, error) {
 	counts := c.ownedByNode()
 	out := []api.Node{}
 	for _, n := range c.member.Nodes() {
 		out = append(out, c.nodeView(n, counts[n.Name]))
 	}
-	return out, nil
+	relays, err := c.listRelays(c.member.View().Snapshot())
+	return append(out, relays...), err
 }
 
 func (c *Controller) nodeView(n coord.NodeStatus, requests int) api.Node {
@@ -83,7 +84,7 @@ func (c *Controller) nodeView(n coord.NodeStatus, requests int) api.Node {
 	return v
 }
 
-// findNode returns a node that the cluster remembers.
+// findNode returns a member that the cluster remembers.
 func (c *Controller) findNode(name string) (coord.NodeStatus, error) {
 	var known []string
 	for _, n := range c.member.Nodes() {
@@ -92,7 +93,7 @@ func (c *Controller) findNode(name string) (coord.NodeStatus, error) {
 		}
 		known = append(known, n.Name)
 	}
-	return coord.NodeStatus{}, fmt.Errorf("%w: node %q; there are %s", api.ErrNotFound, name, strings.Join(known, ", "))
+	return coord.NodeStatus{}, c.noMember(name, known)
 }
 
 // Switchover makes to (or the best successor) Active.
@@ -230,6 +231,9 @@ func (c *Controller) SetNode(ctx context.Context, a api.Actor, node string, paus
 func (c *Controller) RemoveNode(ctx context.Context, a api.Actor, node string) error {
 	s, err := c.current()
 	if err != nil {
+		return err
+	}
+	if relay, err := c.removeRelay(ctx, s, a, node); relay || err != nil {
 		return err
 	}
 	if _, err := c.findNode(node); err != nil {

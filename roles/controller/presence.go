@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"maps"
+	"strings"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -19,7 +20,7 @@ import (
 func (c *Controller) present(s *coord.Session, l *link) {
 	h := l.hello
 	s.Submit(coord.Tx{Then: []coord.Write{
-		coord.Put(linkKey(l.agent, c.cfg.Name), encode(linkRecord{Epoch: s.Epoch(), Since: now()})),
+		coord.Put(linkKey(l.agent, c.cfg.Name), encode(linkRecord{Epoch: s.Epoch(), Since: now(), Via: h.GetVia()})),
 	}}, func(coord.Result, error) {})
 
 	kv, known := c.member.View().Get(agentKey(l.agent))
@@ -86,6 +87,12 @@ func agentView(snap coord.Snapshot, rec agentRecord) api.Agent {
 		}
 		a.Connected = true
 		a.Links = append(a.Links, controller)
+		if len(l.Via) > 0 {
+			if a.Via == nil {
+				a.Via = map[string]string{}
+			}
+			a.Via[controller] = strings.Join(l.Via, ",")
+		}
 	}
 	return a
 }

@@ -43,6 +43,28 @@ type Node struct {
 	Held string `json:"held,omitempty"`
 	// Failover says whether its loss would be taken over right now.
 	Failover Failover `json:"failover"`
+	// Relay is set for relays only.
+	Relay *RelayState `json:"relay,omitempty"`
+}
+
+// RelayState is what is known of a relay. A controller without a link to it knows the
+// controllers only.
+type RelayState struct {
+	// Controllers that it has a link of its own to.
+	Controllers []string `json:"controllers"`
+	// Links that it carries.
+	Links int `json:"links"`
+	// RoundTrip between it and the answering controller.
+	RoundTrip *RoundTrip `json:"round_trip,omitempty"`
+}
+
+// RoundTrip says how long messages to a controller and back took within the last 30 s,
+// while nothing else was said.
+type RoundTrip struct {
+	MinMicros    int64 `json:"min_us"`
+	MedianMicros int64 `json:"median_us"`
+	MaxMicros    int64 `json:"max_us"`
+	Samples      int   `json:"samples"`
 }
 
 // Failover says whether an automatic fail-over would work right now.
@@ -169,10 +191,13 @@ type Agent struct {
 	Labels    map[string]string `json:"labels,omitempty"`
 	Connected bool              `json:"connected"`
 	// Links names the controllers that hold a link to it.
-	Links     []string  `json:"links,omitempty"`
-	Suspended bool      `json:"suspended"`
-	FirstSeen time.Time `json:"first_seen,omitzero"`
-	LastSeen  time.Time `json:"last_seen,omitzero"`
+	Links []string `json:"links,omitempty"`
+	// Via names, for controllers to which the link goes through relays, these relays,
+	// nearest to the agent first, separated by commas, as the agent says.
+	Via       map[string]string `json:"via,omitempty"`
+	Suspended bool              `json:"suspended"`
+	FirstSeen time.Time         `json:"first_seen,omitzero"`
+	LastSeen  time.Time         `json:"last_seen,omitzero"`
 }
 
 // Agents is what the agent routes need.
@@ -237,10 +262,13 @@ type Token struct {
 
 // TokenSpec asks for a new token.
 type TokenSpec struct {
-	// Role is viewer, operator or admin for an API token, agent for a join token.
+	// Role is viewer, operator or admin for an API token, agent or relay for a join
+	// token.
 	Role string `json:"role"`
-	// Name of the API token, or the name or name pattern of the joining agent.
-	Name    string        `json:"name,omitempty"`
+	// Name of the API token, or the name or name pattern of the joining node.
+	Name string `json:"name,omitempty"`
+	// Hosts are names and addresses of the API of a joining relay.
+	Hosts   []string      `json:"hosts,omitempty"`
 	TTL     time.Duration `json:"ttl,omitempty"`
 	Replace bool          `json:"replace,omitempty"`
 }
