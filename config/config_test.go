@@ -298,6 +298,13 @@ func TestProblems(t *testing.T) {
 			want: []string{`agent.servers: is not set; an agent needs the controllers or relays to connect to`}},
 		{name: "agent with a server twice", role: roles.RoleAgent, text: "agent: {servers: [c1, c1:7602]}",
 			want: []string{`uac.yaml:1: agent.servers[1]: "c1:7602" is listed twice`}},
+		{name: "relay without servers", role: roles.RoleRelay,
+			want: []string{`relay.servers: is not set; a relay needs the controllers or relays to carry links to`}},
+		{name: "relay with nonsense", role: roles.RoleRelay, text: "relay:\n  servers: [c1, \"c1:7602\", \"c2:x\"]\n  max_links: 0",
+			want: []string{
+				`uac.yaml:2: relay.servers[1]: "c1:7602" is listed twice`, `uac.yaml:2: relay.servers[2]: "x" is not a port in "c2:x"`,
+				`uac.yaml:3: relay.max_links: 0 is not between 1 and 1000000`,
+			}},
 		{name: "watch without members", role: roles.RoleWatch,
 			want: []string{`members: is not set; a watch needs the list of all controllers and watches`}},
 		{name: "watch alone", role: roles.RoleWatch, text: "node: {name: w1}\nmembers: [{name: w1, role: watch, address: h}]",
@@ -497,6 +504,7 @@ func TestSample(t *testing.T) {
 	// Examples, because there is no default.
 	cfg.Node.Name, cfg.Node.Advertise = defaults.Node.Name, defaults.Node.Advertise
 	cfg.Members, cfg.API.Names = defaults.Members, defaults.API.Names
+	cfg.Relay.Servers = defaults.Relay.Servers
 	cfg.Agent.Servers, cfg.Agent.Labels = defaults.Agent.Servers, defaults.Agent.Labels
 	if diff := cmp.Diff(defaults, cfg, cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("the sample shows values that are not the defaults (-default +sample):\n%s", diff)

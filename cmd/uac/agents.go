@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -45,11 +46,23 @@ func runAgentList(ctx context.Context, a *app) error {
 		column[api.Agent]{title: "STATE", cell: agentState, color: agentColor},
 		column[api.Agent]{title: "HOST", cell: func(g api.Agent) string { return g.Host }},
 		column[api.Agent]{title: "LABELS", cell: func(g api.Agent) string { return labels(g.Labels) }},
-		column[api.Agent]{title: "LINKS", cell: func(g api.Agent) string { return strings.Join(g.Links, ",") }},
+		column[api.Agent]{title: "LINKS", cell: func(g api.Agent) string { return strings.Join(agentLinks(g), ",") }},
 		column[api.Agent]{title: "VERSION", wide: true, cell: func(g api.Agent) string { return g.Version }},
 		column[api.Agent]{title: "FIRST SEEN", wide: true, cell: func(g api.Agent) string { return moment(g.FirstSeen) }},
 		column[api.Agent]{title: "LAST SEEN", wide: true, cell: func(g api.Agent) string { return moment(g.LastSeen) }},
 	)
+}
+
+// agentLinks names the controllers that hold a link to an agent, each with the way
+// there: r1/c1 is c1 through relay r1.
+func agentLinks(g api.Agent) []string {
+	links := slices.Clone(g.Links)
+	for i, controller := range links {
+		if via := g.Via[controller]; via != "" {
+			links[i] = strings.ReplaceAll(via, ",", "/") + "/" + controller
+		}
+	}
+	return links
 }
 
 func agentState(g api.Agent) string {
@@ -101,7 +114,7 @@ func runAgentShow(ctx context.Context, a *app, name string) error {
 			{"host", g.Host, plain},
 			{"version", g.Version, plain},
 			{"labels", labels(g.Labels), plain},
-			{"links", strings.Join(g.Links, ", "), plain},
+			{"links", strings.Join(agentLinks(g), ", "), plain},
 			{"first seen", moment(g.FirstSeen), plain},
 			{"last seen", moment(g.LastSeen), plain},
 		})

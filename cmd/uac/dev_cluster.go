@@ -244,7 +244,7 @@ func (c *devCluster) check(n devNode) error {
 var devConfig = template.Must(template.New("uac.yaml").Funcs(template.FuncMap{
 	"quote": func(s string) string { return fmt.Sprintf("%q", s) },
 }).Parse(`# Written by uac dev. Settings given to it by --set win over these.
-node: {role: {{.Node.Role}}, name: {{.Node.Name}}, data_dir: {{quote .Node.DataDir}}}
+node: {role: {{.Node.Role}}, name: {{.Node.Name}}, data_dir: {{quote .Node.DataDir}}{{if not .Members}}{{with .Node.Address}}, advertise: {{.}}{{end}}{{end}}}
 cluster: {name: {{.Cluster}}}
 {{- if .Servers}}
 {{.Node.Role}}:

@@ -396,7 +396,7 @@ func TestDevUsage(t *testing.T) {
 		code exitCode
 		want string
 	}{
-		{"dev --relays 1", exitUsage, "not supported by this version"},
+		{"dev --relays -1", exitUsage, "--relays: -1"},
 		{"dev --controllers 0", exitUsage, "--controllers: 0"},
 		{"dev --watches -1", exitUsage, "--watches: -1"},
 		{"dev --controllers 201", exitUsage, "fit into a subnet"},
@@ -464,9 +464,9 @@ func TestSubnets(t *testing.T) {
 	}
 }
 
-// Agents spread over the controllers, and members know each other.
+// Agents spread over the relays and controllers, and members know each other.
 func TestDevConfig(t *testing.T) {
-	c := newDevCluster("/d", devShape{controllers: 2, watches: 1, agents: 2}, []string{"log.level=debug"}, func(i int) string { return fmt.Sprintf("127.9.9.%d", i+1) })
+	c := newDevCluster("/d", devShape{controllers: 2, watches: 1, relays: 2, agents: 2}, []string{"log.level=debug"}, func(i int) string { return fmt.Sprintf("127.9.9.%d", i+1) })
 	load := func(name string) config.Config {
 		n, err := c.node(name)
 		if err != nil {
@@ -482,7 +482,14 @@ func TestDevConfig(t *testing.T) {
 		}
 		return cfg
 	}
-	for name, want := range map[string][]string{"a1": {"127.9.9.1:7602", "127.9.9.2:7602"}, "a2": {"127.9.9.2:7602", "127.9.9.1:7602"}} {
+	r1 := load("r1")
+	if diff := cmp.Diff([]string{"127.9.9.1:7602", "127.9.9.2:7602"}, r1.Relay.Servers); diff != "" || r1.Listen.Link != "127.9.9.4:7602" || r1.Node.Advertise != "127.9.9.4" {
+		t.Errorf("r1: %+v %+v; servers (-want +got):\n%s", r1.Listen, r1.Node, diff)
+	}
+	for name, want := range map[string][]string{
+		"a1": {"127.9.9.4:7602", "127.9.9.5:7602", "127.9.9.1:7602", "127.9.9.2:7602"},
+		"a2": {"127.9.9.5:7602", "127.9.9.4:7602", "127.9.9.2:7602", "127.9.9.1:7602"},
+	} {
 		if diff := cmp.Diff(want, load(name).Agent.Servers); diff != "" {
 			t.Errorf("servers of %s (-want +got):\n%s", name, diff)
 		}

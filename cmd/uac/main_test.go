@@ -91,7 +91,7 @@ func TestWrongUsage(t *testing.T) {
 		{"help nod", `uac has no command "nod"; did you mean uac node?`},
 		{"help config sho", `uac config has no command "sho"; did you mean uac config show?`},
 		{"--role=controler", `configuration: flag --role: node.role: "controler" is not one of controller, agent, relay, watch; did you mean controller?`},
-		{"--role=relay --config " + os.DevNull, `role relay is not supported by this version of uac`},
+		{"--role=relay --config " + os.DevNull, `configuration: relay.servers: is not set; a relay needs the controllers or relays to carry links to`},
 		{"--role=agent --config " + os.DevNull, `configuration: agent.servers: is not set; an agent needs the controllers or relays to connect to`},
 		{"--role=controller --config /nonexistent.yaml", `configuration: /nonexistent.yaml: cannot read: no such file or directory`},
 	} {

@@ -108,13 +108,41 @@ func runNodeList(ctx context.Context, a *app, stale bool) error {
 			return fmt.Sprint(n.Term)
 		}},
 		column[api.Node]{title: "REQUESTS", cell: func(n api.Node) string { return fmt.Sprint(n.Requests) }},
+		column[api.Node]{title: "LINKS", wide: true, cell: func(n api.Node) string {
+			if n.Relay == nil || n.Mode == roles.ModeOffline {
+				return ""
+			}
+			return fmt.Sprint(n.Relay.Links)
+		}},
+		column[api.Node]{title: "ROUND TRIP", wide: true, cell: func(n api.Node) string {
+			if n.Relay == nil || n.Relay.RoundTrip == nil {
+				return ""
+			}
+			return micros(n.Relay.RoundTrip.MedianMicros)
+		}},
 		column[api.Node]{title: "FAILOVER", cell: failover, color: func(n api.Node) color {
-			if n.Failover.Ready || n.Role != roles.RoleController {
+			if n.Failover.Ready || n.Role != roles.RoleController { // a relay has nothing to take over
 				return plain
 			}
 			return yellow
 		}},
 	)
+}
+
+// micros is a short time for people.
+func micros(us int64) string { return (time.Duration(us) * time.Microsecond).String() }
+
+// relayFields is what only relays have.
+func relayFields(r api.RelayState) []field {
+	trip := ""
+	if t := r.RoundTrip; t != nil {
+		trip = fmt.Sprintf("min %s, median %s, max %s (%d)", micros(t.MinMicros), micros(t.MedianMicros), micros(t.MaxMicros), t.Samples)
+	}
+	return []field{
+		{"linked to", strings.Join(r.Controllers, ", "), plain},
+		{"carries", counted(r.Links, "link", "s"), plain},
+		{"round trip", trip, plain},
+	}
 }
 
 // nodeMode is a node's mode with what operators have set on it.
@@ -146,6 +174,8 @@ func modeColor(m roles.Mode) color {
 // failover says whether the loss of a node would be made good.
 func failover(n api.Node) string {
 	switch {
+	case n.Role == roles.RoleRelay: // it owns nothing
+		return ""
 	case n.Failover.Ready && n.Failover.Successor != "":
 		return "ready: " + n.Failover.Successor
 	case n.Failover.Ready:
@@ -177,7 +207,7 @@ func runNodeShow(ctx context.Context, a *app, name string, stale bool) error {
 		return err
 	}
 	return printObject(a, n, func(w io.Writer, p paint) error {
-		return printFields(w, p, []field{
+		fields := []field{
 			{"name", n.Name, plain},
 			{"role", string(n.Role), plain},
 			{"mode", string(n.Mode), modeColor(n.Mode)},
@@ -195,7 +225,11 @@ func runNodeShow(ctx context.Context, a *app, name string, stale bool) error {
 			{"term", nonZero(n.Term), plain},
 			{"requests", fmt.Sprint(n.Requests), plain},
 			{"failover", failover(n), plain},
-		})
+		}
+		if n.Relay != nil {
+			fields = append(fields, relayFields(*n.Relay)...)
+		}
+		return printFields(w, p, fields)
 	})
 }
 

@@ -53,8 +53,8 @@ const (
 	dueIn      = 4 * time.Second
 )
 
-// TestRenewal runs a controller, a watch and an agent until their certificates
-// have become due. All get new ones and use them for new connections, while they
+// TestRenewal runs a controller, a watch, a relay and an agent until their
+// certificates have become due. All get new ones and use them for new connections, while they
 // run.
 func TestRenewal(t *testing.T) {
 	if testing.Short() {
@@ -68,7 +68,7 @@ func TestRenewal(t *testing.T) {
 	short.Lifetime = shortLived
 	made := time.Now().Add(dueIn - shortLived*2/3)
 	short.Clock = func() time.Time { return made }
-	ips := map[string]string{"c1": loopback(t), "w1": loopback(t)}
+	ips := map[string]string{"c1": loopback(t), "w1": loopback(t), "r1": loopback(t)}
 	issue := func(a *pki.Authority, role roles.Role, name string) string {
 		t.Helper()
 		dir := filepath.Join(t.TempDir(), name)
@@ -84,7 +84,8 @@ func TestRenewal(t *testing.T) {
 	dirs := map[string]string{
 		"c1": issue(short, roles.RoleController, "c1"),
 		"w1": issue(short, roles.RoleWatch, "w1"),
-		"a1": issue(short, roles.RoleAgent, "a1"),
+		"r1": issue(short, roles.RoleRelay, "r1"),
+		"a1": issue(short, roles.RoleAgent, "a1"), // which reaches c1 through r1 only
 	}
 
 	// A second controller as far as the agent can tell. It sees who comes, and
@@ -99,16 +100,17 @@ func TestRenewal(t *testing.T) {
 			{Name: "c1", Role: roles.RoleController, Address: ips["c1"]}, {Name: "w1", Role: roles.RoleWatch, Address: ips["w1"]},
 		}
 		c.Listen = config.Listen{API: ips[name] + ":7600", Raft: ips[name] + ":7601", Link: ips[name] + ":7602"}
-		c.Agent.Servers = []string{ips["c1"] + ":7602", visits.addr}
+		c.Agent.Servers = []string{ips["r1"] + ":7602", visits.addr}
+		c.Relay.Servers = []string{ips["c1"] + ":7602"}
 		c.Agent.ReconnectMax = 200 * time.Millisecond
 		return c
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan struct{}, 3)
+	ended := make(chan struct{}, 4)
 	for name, run := range map[string]struct {
 		role  roles.Role
 		serve daemon
-	}{"c1": {roles.RoleController, runController}, "w1": {roles.RoleWatch, runWatch}, "a1": {roles.RoleAgent, runAgent}} {
+	}{"c1": {roles.RoleController, runController}, "w1": {roles.RoleWatch, runWatch}, "r1": {roles.RoleRelay, runRelay}, "a1": {roles.RoleAgent, runAgent}} {
 		d := daemonDeps{
 			cfg: cfg(name, run.role), build: thisBuild(), endNow: func(bool) { t.Error("ended by an order") },
 			log: slog.New(slog.NewTextHandler(t.Output(), nil)).With("node", name),
@@ -123,7 +125,7 @@ func TestRenewal(t *testing.T) {
 	}
 	defer func() {
 		stop()
-		for range 3 {
+		for range 4 {
 			<-ended
 		}
 	}()
@@ -140,10 +142,12 @@ func TestRenewal(t *testing.T) {
 		{"c1", "member.crt", ips["c1"] + ":7601", "", memberTLS},
 		{"w1", "member.crt", ips["w1"] + ":7602", wire.ClassMember, memberTLS},
 		{"w1", "member.crt", ips["w1"] + ":7601", "", memberTLS},
+		{"r1", "node.crt", ips["r1"] + ":7602", wire.ClassRelay, func() (*tls.Config, error) { return link.EntryClient(wire.ServerRole) }},
+		{"r1", "api.crt", ips["r1"] + ":7600", "", func() (*tls.Config, error) { return pki.APIClient(filepath.Join(cas, "ca", "api.crt")) }},
 		{"w1", "api.crt", ips["w1"] + ":7600", "", func() (*tls.Config, error) { return pki.APIClient(filepath.Join(cas, "ca", "api.crt")) }},
 	}
 	old := map[string]string{} // serial numbers
-	for name, files := range map[string][]string{"c1": {"node.crt", "member.crt"}, "w1": {"node.crt", "member.crt", "api.crt"}, "a1": {"node.crt"}} {
+	for name, files := range map[string][]string{"c1": {"node.crt", "member.crt"}, "w1": {"node.crt", "member.crt", "api.crt"}, "r1": {"node.crt", "api.crt"}, "a1": {"node.crt"}} {
 		for _, f := range files {
 			cert := readCert(t, filepath.Join(dirs[name], f))
 			if !pki.RenewAfter(cert).Before(time.Now().Add(shortLived)) {

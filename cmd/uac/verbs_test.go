@@ -34,10 +34,12 @@ func sampleState() apitest.State {
 	c2.Paused, c2.Preferred, c2.Failover = true, true, api.Failover{Why: "only 2 of 4 members would be left"}
 	c3.Held = "stopped without fail-over by alice"
 	w1 := api.Node{Name: "w1", Role: roles.RoleWatch, Mode: roles.ModePassive, Host: "w1.example.com", Started: start, Epoch: 5}
+	r1 := node("r1", roles.ModePassive, 0)
+	r1.Role, r1.Relay = roles.RoleRelay, &api.RelayState{Controllers: []string{"c1", "c2"}, Links: 12, RoundTrip: &api.RoundTrip{MinMicros: 310, MedianMicros: 420, MaxMicros: 10_500, Samples: 30}}
 	zero, three := 0, 3
 	return apitest.State{
 		Self:  api.Self{Node: c1},
-		Nodes: []api.Node{c1, c2, c3, w1},
+		Nodes: []api.Node{c1, c2, c3, w1, r1},
 		Processes: []roles.Process{
 			{
 				Name: "deploy", Params: []roles.Param{{Name: "version", Required: true}, {Name: "slot", Default: "blue"}},
@@ -76,7 +78,7 @@ func sampleState() apitest.State {
 			apitest.RequestID(2) + "/backup/1":   "raw \xff bytes",
 		},
 		Agents: []api.Agent{
-			{Name: "web1", Host: "web1.example.com", Version: "1.2.3", Labels: map[string]string{"tier": "web", "dc": "north"}, Connected: true, Links: []string{"c1", "c2"}, FirstSeen: start, LastSeen: start},
+			{Name: "web1", Host: "web1.example.com", Version: "1.2.3", Labels: map[string]string{"tier": "web", "dc": "north"}, Connected: true, Links: []string{"c1", "c2"}, Via: map[string]string{"c1": "r1", "c2": "r2,r1"}, FirstSeen: start, LastSeen: start},
 			{Name: "web2", Host: "web2.example.com", Version: "1.2.3", Connected: true, Suspended: true, Links: []string{"c1"}},
 			{Name: "db1", Host: "db1.example.com"},
 		},

@@ -259,8 +259,7 @@ func (c *Controller) relayView(snap coord.Snapshot, rec relayRecord) api.Node {
 	n := api.Node{
 		Name: rec.Name, Role: roles.RoleRelay, Mode: roles.ModeOffline, Host: rec.Host, IP: rec.IP, API: rec.API,
 		Version: rec.Version, Started: rec.Started, LastSeen: rec.LastSeen,
-		Failover: api.Failover{Why: "a relay holds nothing that could be lost"},
-		Relay:    &api.RelayState{Controllers: relayControllers(snap, rec.Name)},
+		Relay: &api.RelayState{Controllers: relayControllers(snap, rec.Name)},
 	}
 	if len(n.Relay.Controllers) > 0 {
 		n.Mode = roles.ModePassive
@@ -309,7 +308,7 @@ func (c *Controller) removeRelay(ctx context.Context, s *coord.Session, a api.Ac
 		return true, fmt.Errorf("%w: relay %s is linked to %s; stop it first", api.ErrConflict, name, strings.Join(up, ", "))
 	}
 	tx := coord.Tx{If: []coord.Cond{coord.ModIs(kv.Key, kv.Mod)}, Then: []coord.Write{
-		coord.Del(kv.Key), c.audit(a, "node.removed", name, map[string]string{"role": string(roles.RoleRelay)}),
+		c.audit(a, "node.removed", name, map[string]string{"role": string(roles.RoleRelay)}), coord.Del(kv.Key),
 	}}
 	for stale := range snap.Range(prefixRelayLinks + name + "/") {
 		tx.If = append(tx.If, coord.ModIs(stale.Key, stale.Mod))
