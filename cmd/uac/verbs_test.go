@@ -302,8 +302,8 @@ func TestFailures(t *testing.T) {
 		{"request logs " + id + " --step nosuch", exitNotFound, "request " + id + ` has no step "nosuch"`},
 		{"agent show nosuch", exitNotFound, `not found: agent "nosuch"`},
 		{"lock release nosuch --yes", exitNotFound, `not found: lock "nosuch"`},
-		{"token create", exitUsage, "--role must be given: one of viewer, operator, admin, agent"},
-		{"token create --role frog", exitUsage, `--role "frog": must be one of viewer, operator, admin, agent`},
+		{"token create", exitUsage, "--role must be given: one of viewer, operator, admin, agent, relay"},
+		{"token create --role frog", exitUsage, `--role "frog": must be one of viewer, operator, admin, agent, relay`},
 		{"token create --role watch", exitUsage, "--role watch: a watch does not join with a token; make its directory with uac pki issue"},
 		{"token create --role controller", exitUsage, "--role controller: a controller does not join with a token; make its directory with uac pki issue"},
 		{"token create --role agent --ttl -1h", exitUsage, "--ttl -1h0m0s: must not be negative"},
@@ -443,10 +443,10 @@ func TestOrderOutlivesItsServer(t *testing.T) {
 func TestCompletionOfNames(t *testing.T) {
 	c := newCluster(t, sampleState())
 	for _, tt := range []struct{ args, want string }{
-		{"node show |", "c1 c2 c3 w1"},
+		{"node show |", "c1 c2 c3 w1 r1"},
 		{"node stop w|", "w1"},
 		{"node show c1 |", ""},
-		{"node confirm-lost c1 |", "c2 c3 w1"},
+		{"node confirm-lost c1 |", "c2 c3 w1 r1"},
 		{"node switchover --to |", "c1 c2 c3"},
 		{"node list -o |", "table wide json yaml"},
 		{"process run d|", "deploy"},
@@ -458,7 +458,7 @@ func TestCompletionOfNames(t *testing.T) {
 		{"agent suspend web|", "web1 web2"},
 		{"lock release |", "web web"},
 		{"token delete |", "k5pnqxda x7aaaaaa"},
-		{"token create --role |", "viewer operator admin agent"},
+		{"token create --role |", "viewer operator admin agent relay"},
 	} {
 		words := strings.Fields(strings.ReplaceAll(tt.args, "|", ""))
 		last := ""
