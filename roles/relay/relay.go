@@ -33,6 +33,9 @@ type Config struct {
 	// a second.
 	MaxJoins int
 	JoinRate float64
+	// AskTimeout bounds the time from the end of a handshake to the answer. It should
+	// be shorter than what a client waits for, which is [wire.DialTimeout].
+	AskTimeout time.Duration
 	// BeatInterval is the time between two messages on the relay's own links. An own
 	// link without an answer for three times as long is given up.
 	BeatInterval time.Duration
@@ -41,7 +44,10 @@ type Config struct {
 // DefaultConfig returns the settings of a relay that was told nothing. Name and
 // Servers are to be filled in.
 func DefaultConfig() Config {
-	return Config{MaxLinks: 20_000, MaxPerAgent: 8, MaxJoins: 16, JoinRate: 20, BeatInterval: time.Second}
+	return Config{
+		MaxLinks: 20_000, MaxPerAgent: 8, MaxJoins: 16, JoinRate: 20,
+		AskTimeout: wire.DialTimeout - time.Second, BeatInterval: time.Second,
+	}
 }
 
 // Validate returns everything that is wrong with the settings.
@@ -62,6 +68,7 @@ func (c Config) Validate() error {
 	check(c.MaxLinks > 0, "max_links %d: must be positive", c.MaxLinks)
 	check(c.MaxPerAgent > 0, "links of an agent %d: must be positive", c.MaxPerAgent)
 	check(c.MaxJoins > 0 && c.JoinRate > 0, "joins: must be allowed")
+	check(c.AskTimeout > 0, "ask timeout %v: must be positive", c.AskTimeout)
 	check(c.BeatInterval > 0, "beat interval %v: must be positive", c.BeatInterval)
 	return errors.Join(errs...)
 }
@@ -166,8 +173,8 @@ func serve(ctx context.Context, ln net.Listener, limit int, f func(ctx context.C
 		}
 		conn, err := ln.Accept()
 		if err != nil {
-			if ctx.Err() != nil {
-				return nil //nolint:nilerr // it was asked to stop, and has
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return nil //nolint:nilerr // it was asked to stop, or who listens was
 			}
 			return fmt.Errorf("relay: %w", err)
 		}
@@ -179,9 +186,6 @@ func serve(ctx context.Context, ln net.Listener, limit int, f func(ctx context.C
 }
 
 const (
-	// askTimeout bounds the time from the end of a handshake to the answer. It is
-	// shorter than what a client waits for the whole way.
-	askTimeout = wire.DialTimeout - time.Second
 	// connectTimeout bounds a connection to one controller: there may be another.
 	connectTimeout = 2 * time.Second
 	// joinTimeout bounds how long a machine that joins is connected.
@@ -224,10 +228,10 @@ func (r *Relay) answer(ctx context.Context, conn *tls.Conn) (_ net.Conn, _ hop, 
 	if err != nil {
 		return nil, hop{}, err
 	}
-	if err := conn.SetDeadline(time.Now().Add(askTimeout)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(r.cfg.AskTimeout)); err != nil {
 		return nil, hop{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.AskTimeout)
 	defer cancel()
 	q := &wire.RelayAsk{}
 	if err := wire.ReadFrame(conn, q); err != nil {
