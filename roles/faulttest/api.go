@@ -111,9 +111,10 @@ type NodeInfo struct {
 
 // AgentInfo is an agent as the API shows it.
 type AgentInfo struct {
-	Name      string   `json:"name"`
-	Connected bool     `json:"connected"`
-	Links     []string `json:"links"`
+	Name      string            `json:"name"`
+	Connected bool              `json:"connected"`
+	Links     []string          `json:"links"`
+	Via       map[string]string `json:"via"`
 }
 
 // client calls the API of one node.

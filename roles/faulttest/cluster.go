@@ -27,6 +27,7 @@ type node struct {
 	PID     int    `json:"pid"`
 	API     string `json:"api"`
 	DataDir string `json:"data_dir"`
+	Config  string `json:"config"`
 	Log     string `json:"log"`
 }
 
@@ -50,7 +51,7 @@ type Cluster struct {
 	ledger *Ledger
 	*recorder
 
-	clients map[string]*client // of controllers and watches
+	clients map[string]*client // of all nodes but agents
 
 	freezer sync.Mutex     // guards frozen
 	frozen  map[string]int // process by node
@@ -293,7 +294,7 @@ func (c *Cluster) running(role string) []string {
 	return out
 }
 
-// healthy waits until everything that runs serves: members are ready, one
+// healthy waits until everything that runs serves: members and relays are ready, one
 // controller is Active, and agents have all the links that they can have.
 func (c *Cluster) healthy() string {
 	c.t.Helper()
@@ -301,9 +302,9 @@ func (c *Cluster) healthy() string {
 	return c.active()
 }
 
-// unready says which member that runs does not serve, "" if all do.
+// unready says which member or relay that runs does not serve, "" if all do.
 func (c *Cluster) unready() string {
-	for _, name := range append(c.running("watch"), c.running("controller")...) {
+	for _, name := range slices.Concat(c.running("watch"), c.running("controller"), c.running("relay")) {
 		a, err := c.clients[name].call(c.t.Context(), http.MethodGet, "/readyz", "", nil)
 		if err != nil {
 			return fmt.Sprintf("%s: %v", name, err)

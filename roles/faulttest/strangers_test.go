@@ -12,10 +12,10 @@ import (
 
 // TestStrangers shows certificates of the same cluster, but of other CAs, at the
 // ports where members speak to members. Each must be refused by the handshake:
-// an agent, or a stolen API certificate, must not reach raft or pulses.
+// an agent, a relay, or a stolen API certificate, must not reach raft or pulses.
 func TestStrangers(t *testing.T) {
 	t.Parallel()
-	c := startDev(t)
+	c := startDev(t, "--relays", "1")
 	c.healthy()
 	u, err := url.Parse(c.node("c1").API)
 	if err != nil {
@@ -31,7 +31,8 @@ func TestStrangers(t *testing.T) {
 	}
 	member := pair("c2", "member")
 	strangers := map[string]*tls.Certificate{
-		"nobody": nil, "agent": ptr(pair("a1", "node")), "controller's node certificate": ptr(pair("c2", "node")),
+		"nobody": nil, "agent": ptr(pair("a1", "node")),
+		"relay": ptr(pair("r1", "node")), "relay's API certificate": ptr(pair("r1", "api")), "controller's node certificate": ptr(pair("c2", "node")),
 		"API certificate": ptr(pair("c2", "api")),
 	}
 	for _, port := range []struct{ name, number, alpn string }{

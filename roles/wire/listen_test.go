@@ -17,7 +17,7 @@ import (
 	"uac/roles/wire/wiretest"
 )
 
-// port is a listener of the four classes, each of which answers a connection with
+// port is a listener of all classes, each of which answers a connection with
 // its own name and a newline.
 type port struct {
 	*wire.Listener
@@ -32,6 +32,7 @@ func newPort(t *testing.T, change func(*wire.ListenConfig, map[string]*wire.Clas
 	classes := map[string]*wire.Class{
 		wire.ClassPulse:  {TLS: member, Roles: []pki.Role{pki.Controller, pki.Watch}},
 		wire.ClassMember: {TLS: member, Roles: []pki.Role{pki.Controller, pki.Watch}},
+		wire.ClassRelay:  {TLS: node, Roles: []pki.Role{pki.Agent, pki.Relay}},
 		wire.ClassLink:   {TLS: node, Roles: []pki.Role{pki.Agent, pki.Relay}},
 		wire.ClassJoin:   {TLS: node, Anonymous: true},
 	}
@@ -109,6 +110,7 @@ func TestEachClassTakesItsOwnPeersOnly(t *testing.T) {
 		wire.ClassPulse:  {"controller of members CA", "watch of members CA"},
 		wire.ClassMember: {"controller of members CA", "watch of members CA"},
 		wire.ClassLink:   {"agent of nodes CA", "relay of nodes CA"},
+		wire.ClassRelay:  {"agent of nodes CA", "relay of nodes CA"},
 		// Nobody has to prove anything here, but must trust the nodes CA.
 		wire.ClassJoin: {"agent of nodes CA", "relay of nodes CA", "controller of nodes CA",
 			"nameless of nodes CA", "nobody, trusts nodes", "agent of a foreign CA"},
@@ -243,6 +245,8 @@ func TestListenRefusesNonsense(t *testing.T) {
 		"no TLS":                  {{Name: "a", Anonymous: true}},
 		"twice":                   {good, good},
 		"neither roles nor none":  {{Name: "a", TLS: &tls.Config{}}},
+		"through, with TLS":       {{Name: "a", TLS: &tls.Config{}, Through: true}},
+		"through, with role":      {{Name: "a", Through: true, Roles: []pki.Role{pki.Agent}}},
 		"anonymous and with role": {{Name: "a", TLS: &tls.Config{}, Anonymous: true, Roles: []pki.Role{pki.Agent}}},
 	}
 	for name, classes := range tests {

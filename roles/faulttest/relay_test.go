@@ -1,0 +1,178 @@
+package faulttest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+var serversLine = regexp.MustCompile(`(?m)^  servers: .*$`)
+
+// behind starts all agents again, with no way to the cluster but these relays.
+func (c *Cluster) behind(relays ...string) {
+	c.t.Helper()
+	var servers []string
+	for _, name := range relays {
+		u, err := url.Parse(c.node(name).API)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		servers = append(servers, u.Hostname())
+	}
+	agents := c.names("agent")
+	c.kill(agents...)
+	for _, name := range agents {
+		file := c.node(name).Config
+		text, err := os.ReadFile(file)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		changed := serversLine.ReplaceAll(text, []byte("  servers: ["+strings.Join(servers, ", ")+"]"))
+		if err := os.WriteFile(file, changed, 0o600); err != nil {
+			c.t.Fatal(err)
+		}
+		c.start(name)
+	}
+	c.healthy()
+	for _, name := range agents {
+		if way := c.ways(name); len(way) != 2 || slices.Contains(way, "") {
+			c.t.Fatalf("%s is linked by way of %q, want relays only", name, way)
+		}
+	}
+}
+
+// ways names the relays by which an agent is linked, "" for none.
+func (c *Cluster) ways(agent string) []string {
+	c.t.Helper()
+	var a AgentInfo
+	if err := c.clients[c.active()].get(c.t.Context(), "/v1/agents/"+agent, &a); err != nil {
+		c.t.Fatal(err)
+	}
+	var ways []string
+	for _, controller := range a.Links {
+		ways = append(ways, a.Via[controller])
+	}
+	return ways
+}
+
+// TestRelayDies kills and freezes the relay by which all agents are linked, in the
+// middle of steps, with another relay at hand.
+func TestRelayDies(t *testing.T) {
+	t.Parallel()
+	c := startDev(t, "--relays", "2")
+	c.apply(chain("0.5"))
+	c.behind("r1", "r2")
+	for range trials(t) {
+		for _, dies := range []string{"r1", "r2"} {
+			begin := c.mark()
+			c.submit("chain", 4)
+			c.started(begin, 4, "first")
+			c.kill(dies)
+			c.submit("chain", 1)
+			c.settled().succeeded(t)
+			c.start(dies)
+			c.healthy()
+		}
+		begin := c.mark()
+		c.submit("chain", 4)
+		c.started(begin, 4, "first")
+		c.freeze("r1")
+		c.submit("chain", 1)
+		c.settled().succeeded(t)
+		c.thaw("r1")
+		c.healthy()
+	}
+}
+
+// TestOnlyRelayDies kills the only relay in the middle of steps, and the Active with
+// it: steps end while nobody can be told, and all is told when the relay is back.
+func TestOnlyRelayDies(t *testing.T) {
+	t.Parallel()
+	c := startDev(t, "--relays", "1")
+	c.apply(chain("0.3"))
+	c.behind("r1")
+	for range trials(t) {
+		for _, with := range []bool{false, true} {
+			active := c.healthy()
+			begin := c.mark()
+			c.submit("chain", 4)
+			c.started(begin, 4, "first")
+			if with {
+				c.kill("r1", active)
+			} else {
+				c.kill("r1")
+			}
+			c.submit("chain", 1)
+			time.Sleep(time.Second) // steps end while nobody is there
+			if n := count(c.ledger.Read(t)[begin:], entryStart, "left"); n != 0 {
+				t.Errorf("%d steps were started, and there is no way to tell the agents", n)
+			}
+			c.start("r1")
+			c.settled().succeeded(t)
+			if with {
+				c.start(active)
+			}
+		}
+	}
+}
+
+// TestRelayDiesDuringOutput kills the relay while somebody follows what a step writes.
+func TestRelayDiesDuringOutput(t *testing.T) {
+	t.Parallel()
+	c := startDev(t, "--relays", "2")
+	c.behind("r1", "r2")
+	c.apply(Process{
+		Name: "talk", Params: []Param{{Name: "dir", Required: true}},
+		Steps: []StepDef{{Name: "talk", Agent: Selector{Name: "a1"}, Run: "i=0; while [ $i -lt 60 ]; do echo line $i; i=$((i+1)); sleep 0.05; done"}},
+	})
+	id := c.submit("talk", 1)[0]
+	env, err := os.ReadFile(filepath.Join(c.dir, "cluster", "env"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	follow := exec.CommandContext(ctx, "sh", "-c", string(env)+`exec "$0" request logs -f "$1"`, binary, id)
+	var got lockedBuffer
+	follow.Stdout = &got
+	var said bytes.Buffer
+	follow.Stderr = &said
+	if err := spawn(follow); err != nil {
+		t.Fatal(err)
+	}
+	var want strings.Builder
+	for i := range 60 {
+		fmt.Fprintf(&want, "line %d\n", i)
+	}
+	c.await("output", func() string {
+		if !strings.Contains(got.String(), "line 9") {
+			return "nothing is written"
+		}
+		return ""
+	})
+	c.kill("r1")
+	c.await("more output", func() string {
+		if !strings.Contains(got.String(), "line 29") {
+			return "nothing more is written"
+		}
+		return ""
+	})
+	c.start("r1")
+	c.kill("r2")
+	if err := follow.Wait(); err != nil {
+		t.Fatalf("%v: %s", err, &said)
+	}
+	if got.String() != want.String() {
+		t.Errorf("the output is\n%s", got.String())
+	}
+	c.start("r2")
+}
