@@ -113,8 +113,10 @@ func TestOnlyRelayDies(t *testing.T) {
 			}
 			c.submit("chain", 1)
 			time.Sleep(time.Second) // steps end while nobody is there
-			if n := count(c.ledger.Read(t)[begin:], entryStart, "left"); n != 0 {
-				t.Errorf("%d steps were started, and there is no way to tell the agents", n)
+			for _, e := range c.ledger.Read(t)[begin:] {
+				if e.Kind == entryStart && e.Step != "first" {
+					t.Errorf("step %s was started, and there is no way to tell the agents", e.Step)
+				}
 			}
 			c.start("r1")
 			c.settled().succeeded(t)
@@ -175,4 +177,68 @@ func TestRelayDiesDuringOutput(t *testing.T) {
 		t.Errorf("the output is\n%s", got.String())
 	}
 	c.start("r2")
+}
+
+// join starts a node with a join token and nothing else, until the test ends.
+func (c *Cluster) join(role, name string, settings ...string) {
+	c.t.Helper()
+	token := decode[struct {
+		Token string `json:"token"`
+	}](c.t, c.order(c.active(), "/v1/tokens", map[string]any{"role": role, "name": name})).Token
+	dir := filepath.Join(c.dir, "joined", name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		c.t.Fatal(err)
+	}
+	args := []string{"--role=" + role, "--name=" + name, "--data-dir=" + dir}
+	for _, s := range settings {
+		args = append(args, "--set", s)
+	}
+	log := &lockedBuffer{}
+	cmd := exec.CommandContext(context.Background(), binary, args...) //nolint:usetesting // a clean-up ends it, in order
+	cmd.Env, cmd.Stderr = append(os.Environ(), "UAC_PKI_JOIN="+token), log
+	if err := spawn(cmd); err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() {
+		_ = cmd.Process.Signal(os.Interrupt)
+		if err := cmd.Wait(); err != nil || c.t.Failed() {
+			c.t.Errorf("%s: %v\n%s", name, err, log)
+		}
+	})
+}
+
+// TestJoinThroughRelays lets an agent join that sees a relay only, a relay behind that
+// relay, and an agent behind both.
+func TestJoinThroughRelays(t *testing.T) {
+	t.Parallel()
+	c := startDev(t, "--relays", "1")
+	u, err := url.Parse(c.node("r1").API)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r1 := u.Hostname()
+	r9 := r1[:strings.LastIndexByte(r1, '.')] + ".100" // the subnet is the cluster's
+	linked := func(agent, way string) {
+		t.Helper()
+		c.await(agent+" is linked by way of "+way, func() string {
+			var a AgentInfo
+			err := c.clients[c.active()].get(t.Context(), "/v1/agents/"+agent, &a)
+			if err != nil || len(a.Links) != 2 || a.Via["c1"] != way || a.Via["c2"] != way {
+				return fmt.Sprintf("%+v, %v", a, err)
+			}
+			return ""
+		})
+	}
+	c.join("agent", "a8", "agent.servers="+r1)
+	linked("a8", "r1")
+	c.join("relay", "r9", "relay.servers="+r1, "listen.api="+r9+":7600", "listen.link="+r9+":7602", "listen.raft="+r9+":7601")
+	c.await("r9 is known", func() string {
+		info, err := c.nodeInfo("c1", "r9")
+		if err != nil || info.Mode != "Passive" {
+			return fmt.Sprintf("%+v, %v", info, err)
+		}
+		return ""
+	})
+	c.join("agent", "a9", "agent.servers="+r9)
+	linked("a9", "r9,r1")
 }

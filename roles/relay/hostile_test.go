@@ -10,6 +10,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,7 +34,12 @@ type hostile struct {
 
 func (w *world) hostile(to *controller, tamper func(toController bool, offset int64, piece []byte) []byte) *hostile {
 	w.t.Helper()
-	server, err := w.store(pki.Relay, "evil").RelayServer()
+	return w.hostileWith(to, w.store(pki.Relay, "evil"), tamper)
+}
+
+func (w *world) hostileWith(to *controller, villain *pki.Store, tamper func(toController bool, offset int64, piece []byte) []byte) *hostile {
+	w.t.Helper()
+	server, err := villain.RelayServer()
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -147,14 +153,15 @@ func (c *controller) received() []string {
 // the controller takes the beginning, unchanged and in order, and the other way round.
 func TestHostileRelay(t *testing.T) {
 	w := newWorld(t)
-	const reports = 5
+	const reports = 20
+	a1, store, villain := w.agent("a1"), w.store(pki.Controller, "c1"), w.store(pki.Relay, "evil")
 	var all []string
 	for n := range reports {
 		all = append(all, report(n).String())
 	}
-	// Handshakes of both sides end within the first 3000 bytes: what comes after is
+	// Handshakes end within the first 2500 bytes of both sides: what comes after is
 	// tampered with, too.
-	for _, at := range []int64{0, 700, 3000, 3300} {
+	for _, at := range []int64{0, 700, 2500, 3300} {
 		for name, tamper := range map[string]func(offset int64, piece []byte) []byte{
 			"flips a bit":       func(_ int64, p []byte) []byte { p[len(p)/2] ^= 1; return p },
 			"flips the first":   func(_ int64, p []byte) []byte { p[0] ^= 0x80; return p },
@@ -168,18 +175,19 @@ func TestHostileRelay(t *testing.T) {
 				t.Run(fmt.Sprintf("%s after %d bytes, to the controller: %t", name, at, toController), func(t *testing.T) {
 					t.Parallel()
 					w := &world{t: t, ca: w.ca}
-					c := w.controller("c1")
+					c := w.controllerWith("c1", store)
 					var once sync.Once
-					evil := w.hostile(c, func(to bool, offset int64, p []byte) []byte {
+					var done atomic.Bool
+					evil := w.hostileWith(c, villain, func(to bool, offset int64, p []byte) []byte {
 						if to == toController && offset >= at && len(p) > 0 {
-							once.Do(func() { p = tamper(offset, p) })
+							once.Do(func() { p = tamper(offset, p); done.Store(true) })
 						}
 						return p
 					})
 					ctx, cancel := context.WithTimeout(t.Context(), time.Second) // a dropped piece is waited for
 					defer cancel()
 					answered := 0
-					if l, err := wire.DialLink(ctx, evil.addr, w.agent("a1"), nil); err == nil {
+					if l, err := wire.DialLink(ctx, evil.addr, a1, nil); err == nil {
 						conn, err := l.Client(wire.Options{})
 						if err != nil {
 							t.Fatal(err)
@@ -189,6 +197,9 @@ func TestHostileRelay(t *testing.T) {
 							answered = say(&link{Link: l, t: t, stream: stream}, reports)
 						}
 						_, _ = conn.Close(), l.Close()
+					}
+					if !done.Load() {
+						t.Error("nothing was tampered with")
 					}
 					c.stop()
 					got := c.received()

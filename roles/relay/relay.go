@@ -174,7 +174,7 @@ func serve(ctx context.Context, ln net.Listener, limit int, f func(ctx context.C
 		conn, err := ln.Accept()
 		if err != nil {
 			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
-				return nil //nolint:nilerr // it was asked to stop, or who listens was
+				return nil // it was asked to stop, or who listens was
 			}
 			return fmt.Errorf("relay: %w", err)
 		}

@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	reconnectMin = 50 * time.Millisecond
-	reconnectMax = 5 * time.Second
+	reconnectFirst = 50 * time.Millisecond
+	reconnectLast  = 5 * time.Second
 )
 
 var (
@@ -37,17 +37,17 @@ func (r *Relay) keepServer(ctx context.Context, s *server) {
 	var links sync.WaitGroup
 	defer links.Wait()
 	ended := make(chan struct{}, 1)
-	wait := reconnectMin
+	wait := reconnectFirst
 	for ctx.Err() == nil {
 		link, err := r.dial(ctx, s.addr)
 		if err != nil {
 			if !errors.Is(err, wire.ErrNoOther) {
 				r.log.Debug("no link", "server", s.addr, "error", err)
 			}
-			wait = min(2*wait, reconnectMax)
+			wait = min(2*wait, reconnectLast)
 		} else {
 			r.learn(s, link)
-			wait = reconnectMin
+			wait = reconnectFirst
 			if len(link.Via) > 0 {
 				links.Go(func() {
 					r.keepUplink(ctx, s, link)
@@ -64,7 +64,7 @@ func (r *Relay) keepServer(ctx context.Context, s *server) {
 		select {
 		case <-ctx.Done():
 		case <-ended:
-			wait = reconnectMin
+			wait = reconnectFirst
 		case <-timer.C:
 		}
 		timer.Stop()

@@ -89,7 +89,11 @@ type controller struct {
 
 func (w *world) controller(name string) *controller {
 	w.t.Helper()
-	store := w.store(pki.Controller, name)
+	return w.controllerWith(name, w.store(pki.Controller, name))
+}
+
+func (w *world) controllerWith(name string, store *pki.Store) *controller {
+	w.t.Helper()
 	link, err1 := store.LinkServer()
 	join, err2 := store.JoinServer()
 	if err1 != nil || err2 != nil {
