@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"strconv"
@@ -229,7 +230,7 @@ func linkAddress(n devNode) (string, error) {
 	if n.Address == "" {
 		return "", fmt.Errorf("node %s has no address", n.Name)
 	}
-	return withPort([]string{n.Address}, config.PortLink)[0], nil
+	return net.JoinHostPort(n.Address, strconv.Itoa(config.PortLink)), nil
 }
 
 func (p *linkPlayer) tell(word string) error {
