@@ -27,6 +27,8 @@ import "strings"
 //	processes/<name>               process definitions
 //	agents/<agent>                 enrolled agents
 //	links/<agent>/<controller>     which controllers hold a link to the agent
+//	relays/<relay>                 relays that were met
+//	relaylinks/<relay>/<c>         which controllers hold a link to the relay
 //	tokens/<id>                    API and join tokens, hashed
 //	imported/<id>                  first tokens that were stored once and are not stored again
 //	mounts/<controller>            how a controller saw the shared mount last

@@ -27,6 +27,7 @@ var (
 	errBehind    = errors.New("the controller is of an older generation of the cluster")
 	errForeign   = errors.New("the controller is of another history of the cluster")
 	errDoubled   = errors.New("another link leads to this controller already")
+	errRaced     = fmt.Errorf("%w since the relay was asked", errDoubled)
 	errNoWelcome = errors.New("the controller did not welcome the agent in time")
 	errOvertaken = errors.New("another controller is of a newer generation of the cluster")
 )
@@ -174,7 +175,7 @@ func (a *Agent) keepLink(ctx context.Context) {
 // different ones come first.
 func (a *Agent) tryServers(ctx context.Context) bool {
 	tried := map[string]bool{}
-	for {
+	for raced := false; ; {
 		server, ok := a.takeServer(tried)
 		if !ok {
 			return false
@@ -187,6 +188,9 @@ func (a *Agent) tryServers(ctx context.Context) bool {
 		case welcomed:
 			a.log.Warn("link lost", "server", server, "err", err)
 			return true
+		case errors.Is(err, errRaced) && !raced:
+			raced = true
+			delete(tried, server) // now it can be told
 		case errors.Is(err, errDoubled) || errors.Is(err, wire.ErrNoOther):
 		default:
 			a.log.Debug("no link", "server", server, "err", err)
@@ -277,6 +281,9 @@ func (a *Agent) connect(ctx context.Context, server string) (welcomed bool, err 
 	defer way.Close()
 	// Before the hello: a controller gives up the older of two links of one agent.
 	if !a.takeController(way.Controller, server, len(way.Via) > 0) {
+		if len(way.Via) > 0 {
+			return false, errRaced
+		}
 		return false, errDoubled
 	}
 	defer a.releaseController(way.Controller)

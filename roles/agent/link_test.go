@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -209,6 +210,63 @@ func TestBothLinksThroughOneRelay(t *testing.T) {
 	}
 	c1.link().sync()
 	l2.sync()
+}
+
+// Both links may ask at the same moment, and get the same controller: the one that is
+// late asks the same relay again. One that never listens is not asked for ever.
+func TestRelayIsAskedAgainAfterARace(t *testing.T) {
+	w := newWorld(t)
+	c1, c2 := w.controller("c1"), w.controller("c2")
+	var mu sync.Mutex
+	asked, deaf := map[string][][]string{}, false
+	w.agent(nil, func(cfg *Config, deps *Deps) {
+		cfg.Servers = []string{"r1:7602", "r2:7602"}
+		dial := deps.Dial
+		deps.Dial = func(ctx context.Context, server string, not []string) (*wire.Link, error) {
+			mu.Lock()
+			asked[server] = append(asked[server], not)
+			raced := len(asked[server]) == 1 || deaf
+			mu.Unlock()
+			addr := c1.addr
+			if !raced && slices.Contains(not, "c1") {
+				addr = c2.addr
+			}
+			l, err := dial(ctx, addr, nil)
+			if err == nil {
+				l.Via = []string{strings.TrimSuffix(server, ":7602")}
+			}
+			return l, err
+		}
+	})
+	l1, l2 := c1.link(), c2.link()
+	l1.sync()
+	l2.sync()
+	if diff := cmp.Diff(l1.hello.GetVia(), l2.hello.GetVia()); diff == "" {
+		t.Errorf("both links go through %v", l1.hello.GetVia())
+	}
+	mu.Lock()
+	deaf = true
+	before := len(asked["r1:7602"]) + len(asked["r2:7602"])
+	mu.Unlock()
+	l2.cut()
+	for late := time.After(patience); ; {
+		mu.Lock()
+		n := len(asked["r1:7602"]) + len(asked["r2:7602"]) - before
+		both := len(asked["r1:7602"]) > 1 && len(asked["r2:7602"]) > 1
+		mu.Unlock()
+		if both && n >= 6 { // two rounds
+			break
+		}
+		select {
+		case <-late:
+			t.Fatalf("%d asks", n)
+		case <-time.After(time.Millisecond):
+		}
+	}
+	l1.sync()
+	if len(c1.links) != 0 {
+		t.Error("a second link to c1")
+	}
 }
 
 func TestOlderGenerationIsRefusedDurably(t *testing.T) {
