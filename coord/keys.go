@@ -26,9 +26,11 @@ import "strings"
 //	idem/<key>                     idempotency keys of accepted requests
 //	processes/<name>               process definitions
 //	agents/<agent>                 enrolled agents
-//	links/<agent>/<controller>     which controllers hold a link to the agent
 //	relays/<relay>                 relays that were met
 //	relaylinks/<relay>/<c>         which controllers hold a link to the relay
+//	clusters/<name>                agent clusters
+//	links/<agent>/<controller>     which controllers hold a link to the agent, and when they last did
+//	slots/<limit>/<n>              the attempt that was given slot n of a limit on steps
 //	tokens/<id>                    API and join tokens, hashed
 //	imported/<id>                  first tokens that were stored once and are not stored again
 //	mounts/<controller>            how a controller saw the shared mount last

@@ -27,11 +27,45 @@ const KindProcess = "Process"
 
 // Document is one YAML document of an input.
 type Document struct {
-	Kind    string
-	Name    string
-	File    string // as given to Decode
-	Line    int    // where it begins, from 1
-	Process *Process
+	Kind string
+	Name string
+	File string // as given to Decode
+	Line int    // where it begins, from 1
+
+	// What it defines: the one of its kind is set.
+	Process      *Process
+	AgentCluster *AgentCluster
+}
+
+// Definition is what documents define.
+type Definition interface {
+	// Validate returns nil or a Problems that lists all that is wrong.
+	Validate() error
+	check(addf func(path, format string, args ...any))
+	document() *yaml.Node
+}
+
+// Definition returns what the document defines.
+func (d Document) Definition() Definition {
+	if d.AgentCluster != nil {
+		return d.AgentCluster
+	}
+	return d.Process
+}
+
+// kinds are the kinds of documents in the order in which they are told.
+func kinds() []string { return []string{KindProcess, KindAgentCluster} }
+
+// read reads what a document of a known kind defines.
+func (d *decoder) read(doc *Document, n *yaml.Node) Definition {
+	if doc.Kind == KindAgentCluster {
+		doc.AgentCluster = d.readAgentCluster(n)
+		doc.Name = doc.AgentCluster.Name
+		return doc.AgentCluster
+	}
+	doc.Process = d.readProcess(n)
+	doc.Name = doc.Process.Name
+	return doc.Process
 }
 
 // Decode reads the YAML documents in r. File is what messages call the input. The
@@ -103,10 +137,15 @@ func (d *decoder) refusef(n *yaml.Node, path, format string, args ...any) {
 
 // atf adds a problem of node n, which stands at path.
 func (d *decoder) atf(n *yaml.Node, path, format string, args ...any) {
-	if d.process != nil {
-		path = d.process.display(path)
+	d.addf(d.offset+n.Line, n.Column, d.display(path), format, args...)
+}
+
+// display returns a path as people know it.
+func (d *decoder) display(path string) string {
+	if d.process == nil {
+		return path
 	}
-	d.addf(d.offset+n.Line, n.Column, path, format, args...)
+	return d.process.display(path)
 }
 
 // input splits text at the markers between documents, so that an error of syntax
@@ -214,20 +253,18 @@ func (d *decoder) document(n *yaml.Node) {
 	}
 	kind := find(n, "kind")
 	if kind == nil {
-		d.refusef(n, "kind", "is missing, must be %s", KindProcess)
+		d.refusef(n, "kind", "is missing, must be one of %s", strings.Join(kinds(), ", "))
 		return
 	}
-	if kind.Kind != yaml.ScalarNode || kind.Value != KindProcess {
-		d.refusef(kind, "kind", "must be %s, not %s", KindProcess, describe(kind))
+	if kind.Kind != yaml.ScalarNode || !slices.Contains(kinds(), kind.Value) {
+		d.refusef(kind, "kind", "must be one of %s, not %s%s", strings.Join(kinds(), ", "), describe(kind), DidYouMean(Nearest(kind.Value, kinds())))
 		return
 	}
-	doc := Document{Kind: KindProcess, File: d.file, Line: d.offset + n.Line}
-	doc.Process = d.readProcess(n)
-	doc.Name = doc.Process.Name
-	doc.Process.check(func(path, format string, args ...any) {
+	doc := Document{Kind: kind.Value, File: d.file, Line: d.offset + n.Line}
+	d.read(&doc, n).check(func(path, format string, args ...any) {
 		if !d.isExcused(path) {
 			p := d.place(path)
-			d.addf(p.line, p.column, doc.Process.display(path), format, args...)
+			d.addf(p.line, p.column, d.display(path), format, args...)
 		}
 	})
 	if d.total == before {
@@ -468,7 +505,7 @@ func (d *decoder) readStep(s *StepDef, n *yaml.Node, path string) {
 			d.object(n, path, map[string]setter{
 				"name":    d.text(&s.Agent.Name),
 				"labels":  d.texts(&s.Agent.Labels),
-				"cluster": d.later(),
+				"cluster": d.text(&s.Agent.Cluster),
 			})
 			if d.total > before {
 				d.excused[path] = true
@@ -480,7 +517,7 @@ func (d *decoder) readStep(s *StepDef, n *yaml.Node, path string) {
 		"timeout": d.limit(&s.Timeout),
 		"retry": func(n *yaml.Node, path string) {
 			d.object(n, path, map[string]setter{
-				"attempts": d.count(&s.Retry.Attempts),
+				"attempts": d.count(&s.Retry.Attempts, MaxAttempts),
 				"delay":    d.duration(&s.Retry.Delay),
 			})
 		},
@@ -501,15 +538,16 @@ func (d *decoder) limit(to *Duration) setter {
 	}
 }
 
-// count reads a whole number that must not be 0.
-func (d *decoder) count(to *int) setter {
+// count reads a whole number from 1 to most. Only 0 is refused here: left out, it
+// means something else already.
+func (d *decoder) count(to *int, most int) setter {
 	return func(n *yaml.Node, path string) {
 		v, err := strconv.Atoi(n.Value)
 		switch {
 		case n.Kind != yaml.ScalarNode || n.Tag != "!!int" || err != nil:
 			d.refusef(n, path, "must be a whole number, not %s", describe(n))
 		case v == 0:
-			d.refusef(n, path, "%d must be from 1 to %d", v, MaxAttempts)
+			d.refusef(n, path, "%d must be from 1 to %d", v, most)
 		default:
 			*to = v
 		}

@@ -69,7 +69,23 @@ func deployWebProcess() *Process {
 	}
 }
 
+// webCluster uses every field.
+const webCluster = `kind: AgentCluster
+name: web
+labels: {tier: web}
+agents: [spare1, spare2]
+distribution: least_load
+limit: 10
+agent_limit: 2
+suspended: false
+`
+
 func TestDecode(t *testing.T) {
+	running := false
+	cluster := Document{Kind: KindAgentCluster, Name: "web", File: "web.yaml", Line: 1, AgentCluster: &AgentCluster{
+		Name: "web", Labels: map[string]string{"tier": "web"}, Agents: []string{"spare1", "spare2"},
+		Distribution: DistributeLeastLoad, Limit: 10, AgentLimit: 2, Suspended: &running,
+	}}
 	want := Document{Kind: KindProcess, Name: "deploy-web", File: "web.yaml", Line: 1, Process: deployWebProcess()}
 	small := "kind: Process\nname: b\nsteps:\n- {name: a, agent: {name: a1}, run: x}\n"
 	second := Document{Kind: KindProcess, Name: "b", File: "web.yaml", Process: &Process{
@@ -86,6 +102,14 @@ func TestDecode(t *testing.T) {
 		{"one", deployWeb, []Document{want}},
 		{"two", "---\n" + deployWeb + "---\n" + small, []Document{at(want, 2), at(second, 29)}},
 		{"end marker", small + "...\n# over\n---\n\n" + deployWeb, []Document{at(second, 1), at(want, 9)}},
+		{"a cluster", webCluster, []Document{cluster}},
+		{"a cluster and a process of one name", strings.ReplaceAll(webCluster, "name: web", "name: b") + "---\n" + small, []Document{
+			func(c AgentCluster) Document {
+				c.Name = "b"
+				return Document{Kind: KindAgentCluster, Name: "b", File: "web.yaml", Line: 1, AgentCluster: &c}
+			}(*cluster.AgentCluster),
+			at(second, 10),
+		}},
 		{"CRLF", strings.ReplaceAll(deployWeb, "\n", "\r\n"), []Document{want}},
 		{"byte order mark", "\ufeff" + small, []Document{at(second, 1)}},
 		{"JSON", `{"kind":"Process","name":"b","steps":[{"name":"a","agent":{"name":"a1"},"run":"x"}]}`, []Document{at(second, 1)}},
@@ -219,6 +243,14 @@ func TestEncodeReadsBack(t *testing.T) {
 	if diff := cmp.Diff(deployWebProcess(), documents[0].Process); diff != "" {
 		t.Errorf("process (-want +got):\n%s", diff)
 	}
+	clusters, err := Decode("web.yaml", strings.NewReader(webCluster))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Reset()
+	if err := Encode(&b, clusters[0].AgentCluster); err != nil || b.String() != webCluster {
+		t.Errorf("cluster, error %v (-want +got):\n%s", err, cmp.Diff(webCluster, b.String()))
+	}
 	rapid.Check(t, func(t *rapid.T) {
 		p := genProcess(t)
 		var b bytes.Buffer
@@ -267,9 +299,12 @@ func genProcess(t *rapid.T) *Process {
 			s.On = OnAlways
 		}
 		s.Recovers = s.On == OnFailure && rapid.Bool().Draw(t, "recovers")
-		if rapid.Bool().Draw(t, "named") {
+		switch rapid.IntRange(0, 2).Draw(t, "selected by") {
+		case 0:
+			s.Agent.Cluster = name.Draw(t, "cluster")
+		case 1:
 			s.Agent.Name = rapid.StringMatching(`[a-z0-9]([a-z0-9-]{0,5}[a-z0-9])?`).Draw(t, "agent")
-		} else {
+		default:
 			s.Agent.Labels = rapid.MapOfN(name, rapid.StringMatching(`[A-Za-z0-9._-]{0,5}`), 1, 3).Draw(t, "labels")
 		}
 		s.Run = text.Filter(func(s string) bool { return strings.TrimSpace(s) != "" && checkText(s) == nil }).Draw(t, "run")
@@ -305,6 +340,7 @@ func FuzzDecode(f *testing.F) {
 		f.Add(text)
 	}
 	f.Add([]byte(deployWeb))
+	f.Add([]byte(webCluster))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		documents, err := Decode("f.yaml", bytes.NewReader(text))
 		if err != nil {
@@ -320,11 +356,11 @@ func FuzzDecode(f *testing.F) {
 			return
 		}
 		for _, d := range documents {
-			if err := d.Process.Validate(); err != nil || d.Name != d.Process.Name || d.Line < 1 {
+			if err := d.Definition().Validate(); err != nil || CheckName(d.Name) != nil || d.Line < 1 {
 				t.Fatalf("%+v: %v", d, err)
 			}
 			var b bytes.Buffer
-			if err := Encode(&b, d.Process); err != nil {
+			if err := Encode(&b, d.Definition()); err != nil {
 				t.Fatal(err)
 			}
 			written := b.String()
@@ -332,8 +368,8 @@ func FuzzDecode(f *testing.F) {
 			if err != nil || len(again) != 1 {
 				t.Fatalf("%d documents, error %v from\n%s", len(again), err, written)
 			}
-			if diff := cmp.Diff(d.Process, again[0].Process); diff != "" {
-				t.Fatalf("process (-first +again):\n%s\n%s", diff, written)
+			if diff := cmp.Diff(d.Definition(), again[0].Definition()); diff != "" {
+				t.Fatalf("definition (-first +again):\n%s\n%s", diff, written)
 			}
 		}
 	})

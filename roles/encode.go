@@ -12,18 +12,18 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Encode writes processes as YAML documents that [Decode] reads back as they are.
+// Encode writes definitions as YAML documents that [Decode] reads back as they are.
 // Fields that have their default are left out.
-func Encode(w io.Writer, processes ...*Process) error {
+func Encode(w io.Writer, definitions ...Definition) error {
 	enc := yaml.NewEncoder(w)
 	enc.SetIndent(2)
-	for _, p := range processes {
-		if err := enc.Encode(processNode(p)); err != nil {
-			return fmt.Errorf("encode process %s: %w", p.Name, err)
+	for i, d := range definitions {
+		if err := enc.Encode(d.document()); err != nil {
+			return fmt.Errorf("encode document %d: %w", i+1, err)
 		}
 	}
 	if err := enc.Close(); err != nil {
-		return fmt.Errorf("encode processes: %w", err)
+		return fmt.Errorf("encode documents: %w", err)
 	}
 	return nil
 }
@@ -47,8 +47,28 @@ func (o object) text(key, value string) {
 
 func (o object) flag(key string, value bool) {
 	if value {
-		o.add(key, &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!bool", Value: "true"})
+		o.add(key, flagNode(value))
 	}
+}
+
+func flagNode(value bool) *yaml.Node {
+	return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!bool", Value: strconv.FormatBool(value)}
+}
+
+// count adds a number that is not 0.
+func (o object) count(key string, value int) {
+	if value != 0 {
+		o.add(key, &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!int", Value: strconv.Itoa(value)})
+	}
+}
+
+// textList returns a list of texts in one line.
+func textList(values []string) *yaml.Node {
+	list := &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle}
+	for _, v := range values {
+		list.Content = append(list.Content, textNode(v))
+	}
+	return list
 }
 
 func (o object) texts(key string, values map[string]string, style yaml.Style) {
@@ -91,7 +111,7 @@ func fitsBlock(s string) bool {
 	})
 }
 
-func processNode(p *Process) *yaml.Node {
+func (p *Process) document() *yaml.Node {
 	o := newObject(0)
 	o.text("kind", KindProcess)
 	o.text("name", p.Name)
@@ -118,11 +138,7 @@ func stepNode(s *StepDef) *yaml.Node {
 	o := newObject(0)
 	o.text("name", s.Name)
 	if len(s.Needs) > 0 {
-		needs := &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle}
-		for _, name := range s.Needs {
-			needs.Content = append(needs.Content, textNode(name))
-		}
-		o.add("needs", needs)
+		o.add("needs", textList(s.Needs))
 	}
 	if s.On != OnSuccess {
 		o.text("on", string(s.On))
@@ -131,6 +147,7 @@ func stepNode(s *StepDef) *yaml.Node {
 	agent := newObject(yaml.FlowStyle)
 	agent.text("name", s.Agent.Name)
 	agent.texts("labels", s.Agent.Labels, yaml.FlowStyle)
+	agent.text("cluster", s.Agent.Cluster)
 	o.add("agent", agent.node)
 	o.text("dir", s.Dir)
 	o.texts("env", s.Env, 0)
@@ -140,9 +157,7 @@ func stepNode(s *StepDef) *yaml.Node {
 	}
 	if s.Retry != (Retry{}) {
 		retry := newObject(yaml.FlowStyle)
-		if s.Retry.Attempts > 0 {
-			retry.add("attempts", &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!int", Value: strconv.Itoa(s.Retry.Attempts)})
-		}
+		retry.count("attempts", s.Retry.Attempts)
 		if s.Retry.Delay > 0 {
 			retry.text("delay", s.Retry.Delay.String())
 		}

@@ -276,7 +276,7 @@ func (e *edit) agentChosen(ev AgentChosen) error {
 		Status:   st.Status,
 		Attempt:  st.Attempt + 1,
 		Agent:    ev.Agent,
-		Dispatch: Dispatch{Journal: ev.Journal, Fence: e.Fence},
+		Dispatch: Dispatch{Journal: ev.Journal, Fence: e.Fence, Cluster: e.Def(i).Agent.Cluster},
 		Decision: st.Decision,
 		Failures: st.Failures,
 		Unknowns: st.Unknowns,

@@ -79,11 +79,12 @@ type Retry struct {
 	Delay    Duration `json:"delay,omitempty"`
 }
 
-// Selector names the agent of a step: by its name, or by labels that it must all
-// have. Exactly one of the two is set.
+// Selector names the agent of a step: by its name, by labels that it must all have,
+// or by a cluster that it must be a member of. Exactly one of the three is set.
 type Selector struct {
-	Name   string            `json:"name,omitempty"`
-	Labels map[string]string `json:"labels,omitempty"`
+	Name    string            `json:"name,omitempty"`
+	Labels  map[string]string `json:"labels,omitempty"`
+	Cluster string            `json:"cluster,omitempty"`
 }
 
 // String returns the selector as text. Steps whose selectors have the same text
@@ -91,6 +92,9 @@ type Selector struct {
 func (s Selector) String() string {
 	if s.Name != "" {
 		return "name=" + s.Name
+	}
+	if s.Cluster != "" {
+		return "cluster=" + s.Cluster
 	}
 	var b strings.Builder
 	b.WriteString("labels:")
@@ -105,17 +109,14 @@ func (s Selector) String() string {
 	return b.String()
 }
 
-// Matches reports whether an agent of that name with those labels fits.
+// Matches reports whether an agent of that name with those labels fits. Who is a
+// member of a cluster only its definition says: a selector by cluster matches
+// nobody here.
 func (s Selector) Matches(name string, labels map[string]string) bool {
 	if s.Name != "" {
 		return s.Name == name
 	}
-	for k, v := range s.Labels {
-		if got, ok := labels[k]; !ok || got != v {
-			return false
-		}
-	}
-	return len(s.Labels) > 0
+	return hasAll(labels, s.Labels)
 }
 
 // Selectors returns the different selectors of the steps in order of appearance,

@@ -184,6 +184,7 @@ func TestSelector(t *testing.T) {
 		{web, "labels:tier=web,zone=1", "a1", map[string]string{"tier": "web", "zone": "1", "more": "x"}, true},
 		{web, "labels:tier=web,zone=1", "a1", map[string]string{"tier": "web"}, false},
 		{web, "labels:tier=web,zone=1", "a1", map[string]string{"tier": "web", "zone": "2"}, false},
+		{Selector{Cluster: "web"}, "cluster=web", "web", map[string]string{"tier": "web"}, false}, // the fleet knows
 		{Selector{}, "labels:", "a1", map[string]string{"tier": "web"}, false},
 	} {
 		if got := tt.selector.String(); got != tt.text {
@@ -196,6 +197,26 @@ func TestSelector(t *testing.T) {
 	got := deployWebProcess().Selectors()
 	if want := []Selector{{Name: "web1.example.com"}, web}; !cmp.Equal(want, got) {
 		t.Errorf("selectors %v, want %v", got, want)
+	}
+}
+
+func TestMembers(t *testing.T) {
+	web := map[string]string{"tier": "web", "zone": "1"}
+	for _, tt := range []struct {
+		cluster AgentCluster
+		labels  map[string]string
+		want    bool
+	}{
+		{AgentCluster{Labels: map[string]string{"tier": "web"}}, web, true},
+		{AgentCluster{Labels: map[string]string{"tier": "db"}}, web, false},
+		{AgentCluster{Agents: []string{"a2", "a1"}}, nil, true},
+		{AgentCluster{Agents: []string{"a2"}}, web, false},
+		{AgentCluster{Labels: map[string]string{"tier": "db"}, Agents: []string{"a1"}}, web, true},
+		{AgentCluster{}, web, false},
+	} {
+		if got := tt.cluster.Has("a1", tt.labels); got != tt.want {
+			t.Errorf("%+v has a1 with %v: %v", tt.cluster, tt.labels, got)
+		}
 	}
 }
 

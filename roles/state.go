@@ -108,6 +108,9 @@ type Dispatch struct {
 	// Fence is the claim under which the attempt was dispatched or last adopted. In
 	// a record its revision may be AtAcceptance.
 	Fence Fence `json:"fence"`
+	// Cluster is the agent cluster that the attempt was given to, if the step names
+	// one: the attempt counts for its limits, whatever becomes of its definition.
+	Cluster string `json:"cluster,omitempty"`
 }
 
 // Step is what has become of one step: the record that is stored, and the part of
@@ -299,6 +302,10 @@ func (s State) Index(step string) int {
 	}
 	return -1
 }
+
+// Chosen returns the agent that the selector of step i names or has chosen, "" if
+// none is chosen yet.
+func (s State) Chosen(i int) string { return s.chosen(s.plan.selector[i]) }
 
 // Def returns the definition of step i.
 func (s State) Def(i int) *StepDef { return &s.Request.Process.Steps[i] }

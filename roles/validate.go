@@ -187,13 +187,24 @@ func (v *validator) step(i int) {
 }
 
 func (v *validator) selector(at string, s Selector) {
+	var given []string
+	for _, field := range []struct {
+		name string
+		set  bool
+	}{{"name", s.Name != ""}, {"labels", s.Labels != nil}, {"cluster", s.Cluster != ""}} {
+		if field.set {
+			given = append(given, field.name)
+		}
+	}
 	switch {
-	case s.Name != "" && s.Labels != nil:
-		v.addf(at, "has both name and labels: give one of them")
+	case len(given) > 1:
+		v.addf(at, "has %s: give one of them", strings.Join(given, " and "))
 	case s.Name != "":
 		v.check(at+".name", CheckNodeName(s.Name))
+	case s.Cluster != "":
+		v.check(at+".cluster", CheckName(s.Cluster))
 	case len(s.Labels) == 0:
-		v.addf(at, "is missing or empty: give name or labels")
+		v.addf(at, "is missing or empty: give name, labels or cluster")
 	case len(s.Labels) > MaxLabels:
 		v.addf(at+".labels", "has %d labels, at most %d are allowed", len(s.Labels), MaxLabels)
 	}

@@ -81,7 +81,7 @@ func runApply(ctx context.Context, a *app, opts applyOptions) error {
 	for i, part := range parts {
 		var applied []api.Applied
 		err := c.send(ctx, call{
-			method: http.MethodPost, path: pathOf("processes"), query: query, body: part, media: "application/json",
+			method: http.MethodPost, path: pathOf("documents"), query: query, body: part, media: "application/json",
 		}, &applied)
 		if err != nil && i > 0 && !opts.dryRun {
 			err = fmt.Errorf("%w\nthe first %d of %d documents are applied", err, len(all), len(docs))
@@ -189,44 +189,71 @@ func (a *app) decodeFile(file string) ([]roles.Document, error) {
 	return roles.Decode(file, f)
 }
 
+// fieldOf is the field of the call that carries documents of a kind.
+func fieldOf(kind string) string {
+	if kind == roles.KindAgentCluster {
+		return "agent_clusters"
+	}
+	return "processes"
+}
+
+// callPart is the body of one call, in the making.
+type callPart struct {
+	items map[string][]json.RawMessage // by field
+	bytes int
+}
+
+func (p *callPart) text() ([]byte, error) {
+	var text bytes.Buffer
+	enc := json.NewEncoder(&text)
+	enc.SetEscapeHTML(false) // scripts are full of < and &
+	err := enc.Encode(p.items)
+	return text.Bytes(), err
+}
+
 // partsOf returns the bodies of the calls that carry the documents: as few as
 // the server's limit allows.
 func partsOf(docs []roles.Document) ([][]byte, error) {
-	const head, tail = `{"processes":[`, `]}`
-	var parts [][]byte
-	var part []byte
+	const around = 64 // fields and brackets of a call
+	parts := []callPart{{items: map[string][]json.RawMessage{}}}
 	for _, d := range docs {
 		var text bytes.Buffer
 		enc := json.NewEncoder(&text)
-		enc.SetEscapeHTML(false) // scripts are full of < and &
-		if err := enc.Encode(d.Process); err != nil {
-			return nil, fmt.Errorf("encode process %s: %w", d.Name, err)
+		enc.SetEscapeHTML(false)
+		if err := enc.Encode(d.Definition()); err != nil {
+			return nil, fmt.Errorf("encode %s %s: %w", d.Kind, d.Name, err)
 		}
 		one := bytes.TrimSuffix(text.Bytes(), []byte("\n"))
-		if len(head)+len(one)+len(tail) > api.MaxBody {
-			return nil, usageError("%s:%d: process %s has %d bytes, at most %d are allowed", d.File, d.Line, d.Name, len(one), api.MaxBody)
+		if len(one)+around > api.MaxBody {
+			return nil, usageError("%s:%d: %s %s has %d bytes, at most %d are allowed", d.File, d.Line, d.Kind, d.Name, len(one), api.MaxBody-around)
 		}
-		if len(part)+1+len(one)+len(tail) > api.MaxBody {
-			parts = append(parts, append(part, tail...))
-			part = nil
+		part := &parts[len(parts)-1]
+		if part.bytes+len(one)+1+around > api.MaxBody {
+			parts = append(parts, callPart{items: map[string][]json.RawMessage{}})
+			part = &parts[len(parts)-1]
 		}
-		if part == nil {
-			part = []byte(head)
-		} else {
-			part = append(part, ',')
-		}
-		part = append(part, one...)
+		field := fieldOf(d.Kind)
+		part.items[field] = append(part.items[field], one)
+		part.bytes += len(one) + 1
 	}
-	return append(parts, append(part, tail...)), nil
+	var bodies [][]byte
+	for _, part := range parts {
+		body, err := part.text()
+		if err != nil {
+			return nil, fmt.Errorf("encode documents: %w", err)
+		}
+		bodies = append(bodies, body)
+	}
+	return bodies, nil
 }
 
 func newExportCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "export [PROCESS...]",
-		Short: "Print processes as documents that apply takes",
-		Long: `Print all processes, or those that are named, as YAML documents that uac apply
-takes again.`,
-		Example: `  uac export > processes.yaml
+		Short: "Print definitions as documents that apply takes",
+		Long: `Print all agent clusters and processes, or the processes that are named, as YAML
+documents that uac apply takes again.`,
+		Example: `  uac export > definitions.yaml
   uac export deploy-web --server c1 | uac apply -f - --server other`,
 		GroupID:           groupCluster,
 		ValidArgsFunction: a.completeProcesses(100),
@@ -241,10 +268,21 @@ func runExport(ctx context.Context, a *app, names []string) error {
 	if err != nil {
 		return err
 	}
-	var all []*roles.Process
+	var all []roles.Definition
 	if len(names) == 0 {
-		if err := c.get(ctx, pathOf("processes"), nil, &all); err != nil {
+		var clusters []api.AgentClusterStatus
+		var processes []*roles.Process
+		if err := c.get(ctx, pathOf("agent-clusters"), nil, &clusters); err != nil {
 			return err
+		}
+		if err := c.get(ctx, pathOf("processes"), nil, &processes); err != nil {
+			return err
+		}
+		for _, g := range clusters {
+			all = append(all, clusterDefinition(g))
+		}
+		for _, p := range processes {
+			all = append(all, p)
 		}
 	}
 	for _, name := range names {

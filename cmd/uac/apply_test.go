@@ -54,7 +54,7 @@ func TestApply(t *testing.T) {
 	if n := strings.Count(got.stdout, `"result": "unchanged"`); n != 3 || got.code != exitDone {
 		t.Errorf("again: %+v", got)
 	}
-	want := []string{"ApplyProcesses a1,b1,b2,c1 true by admin", "ApplyProcesses a1,b1,b2,c1 false by admin because first", "ApplyProcesses a1,b1,b2 false by admin"}
+	want := []string{"Apply a1,b1,b2,c1 true by admin", "Apply a1,b1,b2,c1 false by admin because first", "Apply a1,b1,b2 false by admin"}
 	if calls := c.Calls(); strings.Join(calls, "\n") != strings.Join(want, "\n") {
 		t.Errorf("calls: %q", calls)
 	}
@@ -69,7 +69,7 @@ func TestExportIsWhatApplyTakes(t *testing.T) {
 	exported := c.run(t, "export")
 	golden(t, "export.txt", exported.stdout)
 	other := newCluster(t, apitest.State{})
-	if got := other.runAt(t, exported.stdout, false, "apply", "-f", "-"); got.code != exitDone || strings.Count(got.stdout, "created") != 2 {
+	if got := other.runAt(t, exported.stdout, false, "apply", "-f", "-"); got.code != exitDone || strings.Count(got.stdout, "created") != 4 {
 		t.Errorf("into an empty cluster: %+v", got)
 	}
 	if got := other.run(t, "export"); got != exported {
@@ -141,7 +141,7 @@ func TestApplyInParts(t *testing.T) {
 	if got.code != exitDone || strings.Count(got.stdout, "created") != 10 {
 		t.Errorf("%+v", got)
 	}
-	want := []string{"ApplyProcesses p0,p1,p2,p3 false by admin", "ApplyProcesses p4,p5,p6,p7 false by admin", "ApplyProcesses p8,p9 false by admin"}
+	want := []string{"Apply p0,p1,p2,p3 false by admin", "Apply p4,p5,p6,p7 false by admin", "Apply p8,p9 false by admin"}
 	if calls := c.Calls(); strings.Join(calls, "\n") != strings.Join(want, "\n") {
 		t.Errorf("calls: %q", calls)
 	}

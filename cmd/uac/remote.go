@@ -94,6 +94,10 @@ type removed struct {
 
 // remove deletes something after asking.
 func (a *app) remove(ctx context.Context, kind, name, path, warning string, yes bool, why string) error {
+	return a.removeWith(ctx, kind, name, path, because(why), warning, yes)
+}
+
+func (a *app) removeWith(ctx context.Context, kind, name, path string, query url.Values, warning string, yes bool) error {
 	c, err := a.newClient()
 	if err != nil {
 		return err
@@ -101,7 +105,7 @@ func (a *app) remove(ctx context.Context, kind, name, path, warning string, yes 
 	if err := a.confirm(yes, warning, name); err != nil {
 		return err
 	}
-	if err := c.send(ctx, call{method: http.MethodDelete, path: path, query: because(why), once: true}, nil); err != nil {
+	if err := c.send(ctx, call{method: http.MethodDelete, path: path, query: query, once: true}, nil); err != nil {
 		return err
 	}
 	word := "deleted"
@@ -250,4 +254,10 @@ func (a *app) completeRequests(open bool) completer {
 
 func (a *app) completeAgents() completer {
 	return a.complete(1, namesOf(pathOf("agents"), nil, func(g api.Agent) (string, string) { return g.Name, g.Host }))
+}
+
+func (a *app) completeAgentClusters() completer {
+	return a.complete(1, namesOf(pathOf("agent-clusters"), nil, func(g api.AgentClusterStatus) (string, string) {
+		return g.Name, fmt.Sprintf("%d members", len(g.Members))
+	}))
 }

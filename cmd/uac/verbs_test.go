@@ -78,9 +78,17 @@ func sampleState() apitest.State {
 			apitest.RequestID(2) + "/backup/1":   "raw \xff bytes",
 		},
 		Agents: []api.Agent{
-			{Name: "web1", Host: "web1.example.com", Version: "1.2.3", Labels: map[string]string{"tier": "web", "dc": "north"}, Connected: true, Links: []string{"c1", "c2"}, Via: map[string]string{"c1": "r1", "c2": "r2,r1"}, FirstSeen: start, LastSeen: start},
+			{Name: "web1", Host: "web1.example.com", Version: "1.2.3", Labels: map[string]string{"tier": "web", "dc": "north"}, Connected: true, Links: []string{"c1", "c2"}, Via: map[string]string{"c1": "r1", "c2": "r2,r1"}, Clusters: []string{"web"}, Running: 2, Limit: 4, FirstSeen: start, LastSeen: start},
 			{Name: "web2", Host: "web2.example.com", Version: "1.2.3", Connected: true, Suspended: true, Links: []string{"c1"}},
 			{Name: "db1", Host: "db1.example.com"},
+		},
+		AgentClusters: []api.AgentClusterStatus{
+			{
+				Name: "web", Labels: map[string]string{"tier": "web"}, Agents: []string{"web2"}, Distribution: roles.DistributeRoundRobin,
+				Limit: 5, AgentLimit: 2, Running: 2,
+				Members: []api.ClusterMember{{Agent: "web1", Connected: true, Running: 2}, {Agent: "web2", Connected: true, Suspended: true}},
+			},
+			{Name: "db", Agents: []string{"db1"}, Distribution: roles.DistributeAny, Suspended: true, Members: []api.ClusterMember{{Agent: "db1"}}},
 		},
 		Locks:  []api.Lock{{Name: "web", Node: "c1"}, {Name: "web", Node: "c2", Waiting: true}},
 		Events: []api.Event{{ID: "E2", Kind: "node.paused", At: start, Subject: "c2", By: "alice", From: "10.0.0.9", Node: "c1", Why: "disk swap", Detail: map[string]string{"paused": "true"}}, {ID: "E1", Kind: "node.started", At: start, Subject: "c1", Node: "c1"}},
@@ -155,7 +163,7 @@ func TestShow(t *testing.T) {
 	id := apitest.RequestID(1)
 	for _, verb := range []string{
 		"node list", "node show c2", "process list", "process show deploy", "request list",
-		"request show " + id, "agent list", "agent show web1", "lock list", "event list", "token list",
+		"request show " + id, "agent list", "agent show web1", "agent cluster list", "agent cluster show web", "lock list", "event list", "token list",
 	} {
 		name := "show-" + strings.ReplaceAll(strings.TrimSuffix(verb, " "+id), " ", "-") + ".txt"
 		var b strings.Builder
@@ -199,8 +207,8 @@ func TestLists(t *testing.T) {
 		}
 	}
 	empty := newCluster(t, apitest.State{})
-	for _, noun := range []string{"node", "process", "request", "agent", "lock", "event", "token"} {
-		if got := empty.run(t, noun, "list", "-o", "json"); got.stdout != "[]\n" || got.code != exitDone {
+	for _, noun := range []string{"node", "process", "request", "agent", "agent cluster", "lock", "event", "token"} {
+		if got := empty.run(t, append(strings.Fields(noun), "list", "-o", "json")...); got.stdout != "[]\n" || got.code != exitDone {
 			t.Errorf("%s list of nothing: %+v", noun, got)
 		}
 	}
@@ -237,6 +245,15 @@ func TestChange(t *testing.T) {
 		{"request", "release", id, "-o", "wide"},
 		{"agent", "suspend", "web1"},
 		{"agent", "resume", "web2", "-o", "json"},
+		{"agent", "limit", "web1", "3", "--why", "licences"},
+		{"agent", "limit", "web1", "0"},
+		{"agent", "remove", "db1", "--yes"},
+		{"agent", "remove", "web1", "--yes", "--force", "--why", "scrapped"},
+		{"agent", "cluster", "suspend", "web"},
+		{"agent", "cluster", "suspend", "web", "--agent", "web1", "--why", "disk swap"},
+		{"agent", "cluster", "resume", "web", "--agent", "web2"},
+		{"agent", "cluster", "resume", "db", "-o", "json"},
+		{"agent", "cluster", "delete", "db", "--yes", "--force"},
 		{"lock", "release", "web", "--yes"},
 		{"token", "create", "--role", "agent", "--ttl", "1h"},
 		{"token", "create", "--role", "agent", "--name", "web1", "--replace"},

@@ -3,7 +3,6 @@ package controller
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"uac/coord"
@@ -47,7 +46,7 @@ func linkNonce(h *wire.Hello) string {
 
 // agentBook is what the desk knows of agents.
 type agentBook struct {
-	records map[string]agentRecord
+	*fleet
 	// links[agent][controller] are links as the store tells of them.
 	links map[string]map[string]linkRecord
 	// routes are the links in use, by agent.
@@ -59,22 +58,11 @@ type agentBook struct {
 
 func newAgentBook() *agentBook {
 	return &agentBook{
-		records: map[string]agentRecord{},
+		fleet:   newFleet(),
 		links:   map[string]map[string]linkRecord{},
 		routes:  map[string]route{},
 		asking:  map[string]bool{},
 		missing: map[string]bool{},
-	}
-}
-
-func (b *agentBook) note(kv coord.KV, deleted bool) {
-	name := strings.TrimPrefix(kv.Key, prefixAgents)
-	if deleted {
-		delete(b.records, name)
-		return
-	}
-	if rec, err := decode[agentRecord](kv); err == nil {
-		b.records[name] = rec
 	}
 }
 
@@ -88,6 +76,7 @@ func (b *agentBook) noteLink(kv coord.KV, deleted bool) {
 		if b.links[agent] == nil {
 			b.links[agent] = map[string]linkRecord{}
 		}
+		rec.mod = kv.Mod
 		b.links[agent][controller] = rec
 	}
 }
@@ -121,7 +110,7 @@ func (d *desk) linkUp(r route) {
 	for _, o := range d.byAgent[agent] {
 		d.meet(o, agent, journal)
 	}
-	d.feed()
+	d.waiting.due[dueAgent(agent)] = true
 }
 
 // meet tells a request that an agent is there, with this journal.
@@ -172,7 +161,7 @@ func (d *desk) linkDown(r route) {
 // relink looks at a change of who holds links to an agent.
 func (d *desk) relink(key string) {
 	agent, _ := requestOf(key, prefixLinks)
-	if d.linkTo(agent) == nil && (len(d.byAgent[agent]) > 0 || len(d.starved) > 0) {
+	if d.linkTo(agent) == nil && (len(d.byAgent[agent]) > 0 || len(d.waiting.queues) > 0) {
 		d.lookElsewhere(agent)
 	}
 }
@@ -183,7 +172,7 @@ func (d *desk) lookElsewhere(agent string) {
 	snap := d.c.member.View().Snapshot()
 	for controller, rec := range d.agents.links[agent] {
 		asked := agent + "/" + controller
-		if controller == d.c.cfg.Name || coord.SessionEpoch(snap, controller) != rec.Epoch || d.agents.asking[asked] {
+		if controller == d.c.cfg.Name || !rec.held(snap, controller) || d.agents.asking[asked] {
 			continue
 		}
 		d.agents.asking[asked] = true
@@ -209,7 +198,7 @@ func (d *desk) lookAgain() {
 			d.lookElsewhere(agent)
 		}
 	}
-	d.feed()
+	d.waiting.due[dueAll] = true
 }
 
 // unreachableAfter is how long nobody has had a link to an agent before its
@@ -240,52 +229,83 @@ func (d *desk) unreachable(agent string) {
 	})
 }
 
-// feed tries again to find agents for the requests that lack one.
-func (d *desk) feed() {
-	for _, o := range d.starved {
-		if writes := d.feedOne(o, o.state, roles.Change{}); len(writes) > 0 {
-			d.store(o, writes)
-		}
-	}
+// offer is an agent for a step.
+type offer struct {
+	agent   string
+	cluster string // that the step was given to, "" for none
+	journal roles.Journal
+	// gates are the limits that the step passes. Open says that, as far as is known
+	// here, each lets another one pass.
+	gates []gate
+	open  bool
 }
 
 // agentFor finds the agent for a ready step: the one that the request's equal
-// selectors chose before, else one that matches, is connected and is not
-// suspended; rendezvous hashing spreads the requests over those.
-func (d *desk) agentFor(state roles.State, eff roles.Effect) (string, roles.Journal, bool) {
+// selectors chose before, else one that matches, is connected, is not suspended and
+// has room. It reports false if there is none for now.
+func (d *desk) agentFor(state roles.State, eff roles.Effect) (offer, bool) {
+	sel := state.Def(state.Index(eff.Step)).Agent
 	pick := eff.Agent
 	if pick == "" {
-		sel := state.Def(state.Index(eff.Step)).Agent
-		near, far := map[string]bool{}, map[string]bool{}
-		for name, r := range d.agents.routes {
-			rec, known := d.agents.records[name]
-			if !known || rec.Suspended || !sel.Matches(name, rec.Labels) {
-				continue
-			}
-			far[name] = true
-			if r.local() {
-				near[name] = true
-			}
-		}
-		if len(near) > 0 {
-			far = near
-		}
-		if len(far) == 0 {
-			d.askFor(sel)
-			return "", roles.Journal{}, false
-		}
-		pick = coord.Rendezvous(state.Request.ID+sel.String(), far)
+		pick = d.pickAgent(state.Request.ID, sel)
+	}
+	if pick == "" {
+		d.askFor(sel)
+		return offer{}, false
 	}
 	r := d.linkTo(pick)
 	if r == nil {
 		d.lookElsewhere(pick)
-		return "", roles.Journal{}, false
+		return offer{}, false
 	}
-	if d.agents.records[pick].Suspended && !uses(state, pick) {
-		return "", roles.Journal{}, false
+	if d.agents.agents[pick].Suspended && !uses(state, pick) {
+		return offer{}, false
 	}
-	j := r.hello().GetJournal()
-	return pick, roles.Journal{ID: j.GetId(), Counter: j.GetCounter()}, true
+	off := offer{agent: pick, cluster: sel.Cluster, journal: journalOf(r.hello().GetJournal()), gates: d.agents.gates(sel.Cluster, pick)}
+	off.open = d.openFor(off.gates)
+	return off, true
+}
+
+// openFor reports whether another step may pass all of the gates.
+func (d *desk) openFor(gates []gate) bool {
+	return !slices.ContainsFunc(gates, func(g gate) bool { return !open(g, d.load) })
+}
+
+// pickAgent chooses among the connected agents that a selector means: by the rule of
+// its cluster, else by rendezvous hashing among those with the shortest way. Agents
+// with room go before those that have reached a limit.
+func (d *desk) pickAgent(request string, sel roles.Selector) string {
+	var linked, roomy []string
+	for _, name := range d.agents.meant(sel) {
+		if d.linkTo(name) == nil {
+			continue
+		}
+		linked = append(linked, name)
+		if d.openFor(d.agents.gates(sel.Cluster, name)) {
+			roomy = append(roomy, name)
+		}
+	}
+	if len(roomy) > 0 {
+		linked = roomy
+	}
+	if len(linked) == 0 {
+		return ""
+	}
+	key := request + sel.String()
+	switch d.agents.clusters[sel.Cluster].Distribution {
+	case roles.DistributeRoundRobin:
+		d.askFor(sel)
+		return after(linked, d.load.newest(sel.Cluster))
+	case roles.DistributeLeastLoad:
+		d.askFor(sel)
+		return least(linked, key, func(name string) int { return d.load.of("", name) })
+	}
+	return least(linked, key, func(name string) int {
+		if d.linkTo(name).local() {
+			return 0
+		}
+		return 1
+	})
 }
 
 // uses reports whether a request has begun to use an agent. It goes on there,
@@ -294,10 +314,10 @@ func uses(s roles.State, agent string) bool {
 	return slices.ContainsFunc(s.Steps, func(st *roles.Step) bool { return st.Agent == agent })
 }
 
-// askFor looks for links at other controllers to agents that match.
+// askFor looks for links at other controllers to agents that a selector means.
 func (d *desk) askFor(sel roles.Selector) {
-	for name, rec := range d.agents.records {
-		if !rec.Suspended && sel.Matches(name, rec.Labels) && d.linkTo(name) == nil {
+	for _, name := range d.agents.meant(sel) {
+		if d.linkTo(name) == nil {
 			d.lookElsewhere(name)
 		}
 	}

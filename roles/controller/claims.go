@@ -30,12 +30,19 @@ func (d *desk) first(snap coord.Snapshot) {
 	lazily := func() coord.Snapshot { return snap }
 	for kv := range snap.Range(prefixRequests) {
 		d.noteStatus(lazily, kv)
+		d.load.note(kv)
 	}
 	for kv := range snap.Range(prefixClaims) {
 		d.noteClaim(lazily, kv)
 	}
 	for kv := range snap.Range(prefixAgents) {
-		d.agents.note(kv, false)
+		d.agents.noteAgent(kv, false)
+	}
+	for kv := range snap.Range(prefixClusters) {
+		d.agents.noteCluster(kv, false)
+	}
+	for kv := range snap.Range(prefixSlots) {
+		d.slots.note(kv, false)
 	}
 	for kv := range snap.Range(prefixLinks) {
 		d.agents.noteLink(kv, false)
@@ -60,6 +67,12 @@ func (d *desk) seen(b coord.Batch) {
 				id, _ := requestOf(ch.Key, prefixRequests)
 				touched = append(touched, id)
 			}
+			if st, ended := d.load.note(ch.KV); ended {
+				d.waiting.due[dueAgent(st.agent)] = true
+				if st.cluster != "" {
+					d.waiting.due[dueCluster(st.cluster)] = true
+				}
+			}
 		case strings.HasPrefix(ch.Key, prefixClaims):
 			d.noteClaim(snap, ch.KV)
 			id, _ := requestOf(ch.Key, prefixClaims)
@@ -69,8 +82,13 @@ func (d *desk) seen(b coord.Batch) {
 				d.command(ch.KV)
 			}
 		case strings.HasPrefix(ch.Key, prefixAgents):
-			d.agents.note(ch.KV, ch.Deleted)
-			d.feed()
+			d.agents.noteAgent(ch.KV, ch.Deleted)
+			d.waiting.due[dueAgent(strings.TrimPrefix(ch.Key, prefixAgents))] = true
+		case strings.HasPrefix(ch.Key, prefixClusters):
+			d.agents.noteCluster(ch.KV, ch.Deleted)
+			d.waiting.due[dueCluster(strings.TrimPrefix(ch.Key, prefixClusters))] = true
+		case strings.HasPrefix(ch.Key, prefixSlots):
+			d.slots.note(ch.KV, ch.Deleted)
 		case strings.HasPrefix(ch.Key, prefixLinks):
 			d.agents.noteLink(ch.KV, ch.Deleted)
 			d.relink(ch.Key)

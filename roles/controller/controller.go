@@ -76,8 +76,9 @@ type Controller struct {
 	relays  *relays
 	started time.Time
 
-	session atomic.Pointer[coord.Session]
-	desk    atomic.Pointer[desk]
+	session  atomic.Pointer[coord.Session]
+	desk     atomic.Pointer[desk]
+	presence atomic.Pointer[presence]
 	// held is who ordered a stop without fail-over, nil for none.
 	held atomic.Pointer[coord.HoldRecord]
 	// counted is how many requests this node owns.
@@ -126,8 +127,10 @@ func (c *Controller) serve(ctx context.Context, s *coord.Session) error {
 	defer d.tasks.wait()
 	c.session.Store(s)
 	c.desk.Store(d)
+	c.presence.Store(newPresence(gctx, c, s, &d.tasks))
 	c.counted.Store(0)
 	defer func() {
+		c.presence.Store(nil)
 		c.desk.Store(nil)
 		c.session.Store(nil)
 		// Agents see that their commands would go nowhere and look for others.
@@ -144,9 +147,7 @@ func (c *Controller) serve(ctx context.Context, s *coord.Session) error {
 			}
 		}
 		for _, agent := range c.links.agents() {
-			if l := c.links.get(agent); l != nil {
-				c.present(s, l)
-			}
+			c.presenceChanged(agent)
 		}
 		for _, l := range c.relays.all() {
 			c.presentRelay(s, l)
@@ -268,22 +269,19 @@ func (c *Controller) linkUp(l *link) {
 	if d := c.desk.Load(); d != nil {
 		d.mail.post(func() { d.linkUp(localRoute{l}) })
 	}
-	if s := c.session.Load(); s != nil {
-		c.present(s, l)
-	}
+	c.presenceChanged(l.agent)
 }
 
 func (c *Controller) linkDown(l *link) {
-	d, s := c.desk.Load(), c.session.Load()
-	if d != nil {
+	if d := c.desk.Load(); d != nil {
 		d.mail.post(func() { d.linkDown(localRoute{l}) })
 	}
-	if s != nil {
-		s.Submit(coord.Tx{Then: []coord.Write{coord.Del(linkKey(l.agent, c.cfg.Name))}}, func(coord.Result, error) {})
-		// The agent may have come back and have been presented before that.
-		if newer := c.links.get(l.agent); newer != nil {
-			c.present(s, newer)
-		}
+	c.presenceChanged(l.agent)
+}
+
+func (c *Controller) presenceChanged(agent string) {
+	if p := c.presence.Load(); p != nil {
+		p.changed(agent)
 	}
 }
 

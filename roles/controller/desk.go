@@ -35,11 +35,13 @@ type desk struct {
 	open map[string]*openRequest
 	// byAgent finds the owned requests that have to do with an agent.
 	byAgent map[string]map[string]*owned
-	// starved are owned requests with a ready step for which no agent was found.
-	starved map[string]*owned
+	// waiting are ready steps of owned requests that could not be dispatched.
+	waiting *waiting
 	// waitsForTrust are owned requests with effects that found no trust.
 	waitsForTrust map[string]*owned
 	agents        *agentBook
+	load          *load
+	slots         *slots
 }
 
 // owned is one request that this session owns.
@@ -59,6 +61,10 @@ type owned struct {
 	changed map[string]string
 	// commands of the inbox that were taken in and are being removed.
 	commands map[string]bool
+	// wants are the ready steps that could not be dispatched, granting is the one
+	// that is being dispatched through a limit.
+	wants    []wanted
+	granting *granting
 	// counted is set while the request counts as one of this node's open ones.
 	counted bool
 }
@@ -69,8 +75,10 @@ func newDesk(ctx context.Context, c *Controller, s *coord.Session) *desk {
 		owned:   map[string]*owned{},
 		open:    map[string]*openRequest{},
 		byAgent: map[string]map[string]*owned{},
-		starved: map[string]*owned{},
+		waiting: newWaiting(),
 		agents:  newAgentBook(),
+		load:    newLoad(),
+		slots:   newSlots(),
 
 		waitsForTrust: map[string]*owned{},
 	}
@@ -81,6 +89,7 @@ func (d *desk) run(ctx context.Context) error {
 	from, stop := d.c.member.View().Follow(func(b coord.Batch) { d.mail.post(func() { d.seen(b) }) })
 	defer stop()
 	d.first(from)
+	d.serve()
 	sweep := time.NewTimer(sweepEvery())
 	defer sweep.Stop()
 	for {
@@ -99,6 +108,7 @@ func (d *desk) run(ctx context.Context) error {
 			d.lookAgain()
 			sweep.Reset(sweepEvery())
 		}
+		d.serve()
 	}
 }
 
@@ -116,6 +126,11 @@ func (d *desk) accept(adm admission, answer func(coord.Result, error)) {
 	}
 	state, more, _ := d.choose(state)
 	id := state.Request.ID
+	notAccepted := func() {
+		for _, i := range more.Steps {
+			d.recount(stepKey(id, state.Steps[i].Name))
+		}
+	}
 	tx := adm.with(state, change.And(more))
 	tx.Then = append(tx.Then, coord.Put(claimKey(id), encode(claimRecord{
 		Node: d.c.cfg.Name, Epoch: d.s.Epoch(), Generation: fence.Generation,
@@ -132,6 +147,8 @@ func (d *desk) accept(adm admission, answer func(coord.Result, error)) {
 					}
 				}
 			})
+		} else {
+			d.mail.post(notAccepted)
 		}
 		answer(res, err)
 	})
@@ -156,7 +173,7 @@ func (d *desk) take(id string, state roles.State, fence roles.Fence) *owned {
 // drop forgets a request without touching what is stored.
 func (d *desk) drop(o *owned) {
 	delete(d.owned, o.id)
-	delete(d.starved, o.id)
+	d.unwait(o)
 	for _, st := range o.state.Steps {
 		delete(d.byAgent[st.Agent], o.id)
 	}
@@ -190,6 +207,9 @@ func (d *desk) concerns(o *owned, agent string) {
 // apply feeds one event to the engine, chooses agents for what became ready,
 // and stores everything that changed in one transaction together with extra.
 func (d *desk) apply(o *owned, ev roles.Event, extra ...coord.Write) {
+	if d.afterGrant(o, func() { d.apply(o, ev, extra...) }) {
+		return
+	}
 	state, change, err := roles.Next(o.state, ev, now())
 	if err != nil {
 		d.log.Warn("event refused", "request", o.id, "event", ev, "error", err)
@@ -205,9 +225,24 @@ func (d *desk) apply(o *owned, ev roles.Event, extra ...coord.Write) {
 	d.count(o)
 	if len(writes) == 0 {
 		d.perform(o)
+		d.enqueue(o)
 		return
 	}
 	d.store(o, writes)
+}
+
+// afterGrant puts f off if the request is being granted something. It reports
+// whether it did.
+func (d *desk) afterGrant(o *owned, f func()) bool {
+	if o.granting == nil {
+		return false
+	}
+	o.granting.later = append(o.granting.later, func() {
+		if d.owned[o.id] == o {
+			f()
+		}
+	})
+	return true
 }
 
 // store writes a request's changes; what they make pending is performed when
@@ -234,63 +269,81 @@ func records(id string, state roles.State, change roles.Change) []coord.Write {
 // feedOne chooses agents for what is ready in the next state of a request, gives
 // it that state, and returns the writes that this and the change ask for.
 func (d *desk) feedOne(o *owned, next roles.State, change roles.Change) []coord.Write {
-	state, more, starved := d.choose(next)
+	state, more, wants := d.choose(next)
 	for _, i := range more.Steps {
 		d.concerns(o, state.Steps[i].Agent)
 	}
-	delete(d.starved, o.id)
-	if starved {
-		d.starved[o.id] = o
-	}
-	o.state = state
+	d.unwait(o)
+	o.state, o.wants = state, wants
 	return records(o.id, state, change.And(more))
 }
 
-// choose finds agents for ready steps, as long as that gets anywhere, and reports
-// whether some lack one.
-func (d *desk) choose(state roles.State) (_ roles.State, all roles.Change, starved bool) {
+// choose dispatches ready steps, as long as that gets anywhere, and returns those
+// that have to wait: for an agent, or because they pass a limit.
+func (d *desk) choose(state roles.State) (_ roles.State, all roles.Change, wants []wanted) {
 	for {
-		starved = false
+		wants = nil
 		progress := false
 		for _, eff := range roles.Pending(state) {
 			if eff.Kind != roles.EffectChooseAgent {
 				continue
 			}
-			agent, journal, ok := d.agentFor(state, eff)
-			if !ok {
-				starved = true
+			off, ok := d.agentFor(state, eff)
+			if !ok || len(off.gates) > 0 {
+				wants = append(wants, wantOf(state, eff, ok))
 				continue
 			}
-			next, change, err := roles.Next(state, roles.AgentChosen{Step: eff.Step, Agent: agent, Journal: journal}, now())
+			next, change, err := roles.Next(state, roles.AgentChosen{Step: eff.Step, Agent: off.agent, Journal: off.journal}, now())
 			if err != nil {
-				d.log.Warn("agent not accepted", "request", state.Request.ID, "step", eff.Step, "agent", agent, "error", err)
+				d.log.Warn("agent not accepted", "request", state.Request.ID, "step", eff.Step, "agent", off.agent, "error", err)
 				continue
 			}
+			d.load.expect(stepKey(state.Request.ID, eff.Step), outStep{agent: off.agent, cluster: off.cluster, attempt: eff.Attempt})
 			state, all, progress = next, all.And(change), true
 		}
 		if !progress {
-			return state, all, starved
+			return state, all, wants
 		}
+	}
+}
+
+// wantOf says what a ready step waits for.
+func wantOf(state roles.State, eff roles.Effect, limited bool) wanted {
+	i := state.Index(eff.Step)
+	sel := state.Def(i).Agent
+	return wanted{
+		want:    want{selector: sel.String(), agent: eff.Agent, uses: eff.Agent != "" && uses(state, eff.Agent)},
+		waiter:  waiter{id: state.Request.ID, index: i},
+		cluster: sel.Cluster, limited: limited,
 	}
 }
 
 // stored is told when a transaction of a request is durable, or never will be.
 func (d *desk) stored(o *owned, err error) {
 	o.writes--
-	switch {
-	case errors.Is(err, coord.ErrRefused):
-		// Nothing of it was written: what we hold in memory is not the truth any
-		// more. Forget it; the sweep finds the claim and starts from the store.
-		d.log.Error("store refused a request's change", "request", o.id, "error", err)
-		if d.owned[o.id] == o {
-			d.drop(o)
-		}
+	if err != nil {
+		d.notStored(o, err)
 		return
-	case err != nil:
-		return // the session is over, and the desk with it
 	}
 	if o.writes == 0 && d.owned[o.id] == o {
 		d.perform(o)
+		d.enqueue(o)
+	}
+}
+
+// notStored deals with a transaction of a request that never will be durable.
+func (d *desk) notStored(o *owned, err error) {
+	if !errors.Is(err, coord.ErrRefused) {
+		return // the session is over, and the desk with it
+	}
+	// Nothing of it was written: what we hold in memory is not the truth any
+	// more. Forget it; the sweep finds the claim and starts from the store.
+	d.log.Error("store refused a request's change", "request", o.id, "error", err)
+	if d.owned[o.id] == o {
+		d.drop(o)
+	}
+	for _, st := range o.state.Steps {
+		d.recount(stepKey(o.id, st.Name))
 	}
 }
 

@@ -47,7 +47,7 @@ func TestDrain(t *testing.T) {
 		t.Errorf("the drained one owns %d requests", c1.owned("c1"))
 	}
 	c1.on(func(d *desk) {
-		if len(d.owned)+len(d.byAgent["a1"])+len(d.starved) > 0 {
+		if len(d.owned)+len(d.byAgent["a1"])+len(d.waiting.queues) > 0 {
 			t.Error("the desk remembers what it gave away")
 		}
 	})

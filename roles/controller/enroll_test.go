@@ -323,7 +323,7 @@ func TestTokens(t *testing.T) {
 	if _, _, err := c1.CreateToken(t.Context(), operator, api.TokenSpec{Role: "viewer", Name: "me"}); !isErr(err, api.ErrNoRoom) {
 		t.Errorf("without room: %v", err)
 	}
-	if _, err := c1.ApplyProcesses(t.Context(), operator, []roles.Process{process("p", step("one", "a1"))}, false); !isErr(err, api.ErrNoRoom) {
+	if _, err := c1.Apply(t.Context(), operator, api.Documents{Processes: []roles.Process{process("p", step("one", "a1"))}}, false); !isErr(err, api.ErrNoRoom) {
 		t.Errorf("without room: %v", err)
 	}
 }

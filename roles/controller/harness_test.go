@@ -287,7 +287,7 @@ func (n *node) everything() map[string]string {
 // apply stores processes.
 func (n *node) apply(ps ...roles.Process) {
 	n.w.t.Helper()
-	if _, err := n.ApplyProcesses(n.w.t.Context(), operator, ps, false); err != nil {
+	if _, err := n.Apply(n.w.t.Context(), operator, api.Documents{Processes: ps}, false); err != nil {
 		n.w.t.Fatal(err)
 	}
 }

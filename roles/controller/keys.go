@@ -21,6 +21,8 @@ const (
 	prefixTokens    = "tokens/"
 	prefixEvents    = "events/"
 	prefixMounts    = "mounts/"
+	prefixClusters  = "clusters/"
+	prefixSlots     = "slots/"
 )
 
 func specKey(id string) string       { return prefixRequests + id + "/spec" }
@@ -32,6 +34,10 @@ func inboxKey(id, msg string) string { return prefixInbox + id + "/" + msg }
 func idemKey(key string) string      { return prefixIdem + key }
 func processKey(name string) string  { return prefixProcesses + name }
 func agentKey(name string) string    { return prefixAgents + name }
+func clusterKey(name string) string  { return prefixClusters + name }
+
+// slotsOfAgent is the prefix of the slots of an agent's own limit.
+func slotsOfAgent(name string) string { return prefixSlots + "agent/" + name + "/" }
 func linkKey(agent, controller string) string {
 	return prefixLinks + agent + "/" + controller
 }
@@ -59,13 +65,26 @@ type idemRecord struct {
 	Digest  string `json:"digest"`
 }
 
-// linkRecord is the value of links/<agent>/<controller>. It counts only while
-// the controller's session is the one that wrote it.
+// linkRecord is the value of links/<agent>/<controller>: the newest link that the
+// controller held. It counts only while the controller's session is the one that
+// wrote it.
 type linkRecord struct {
 	Epoch int64       `json:"epoch"`
 	Since roles.Stamp `json:"since"`
 	// Via names the relays that the link goes through, as the agent says.
 	Via []string `json:"via,omitempty"`
+	// Until is when the link had ended, empty while it is held.
+	Until roles.Stamp `json:"until,omitempty"`
+	// Instance is the agent's process, Host where it runs, as the hello said.
+	Instance string `json:"instance,omitempty"`
+	Host     string `json:"host,omitempty"`
+
+	mod int64 // of the key
+}
+
+// held reports whether the controller holds the link, by what a snapshot shows.
+func (l linkRecord) held(snap coord.Snapshot, controller string) bool {
+	return l.Until == "" && coord.SessionEpoch(snap, controller) == l.Epoch
 }
 
 // agentRecord is the value of agents/<name>.
@@ -75,10 +94,14 @@ type agentRecord struct {
 	Version   string            `json:"version"`
 	Labels    map[string]string `json:"labels,omitempty"`
 	Suspended bool              `json:"suspended,omitempty"`
-	FirstSeen roles.Stamp       `json:"first_seen"`
+	// Limit is how many steps may be out at it, 0 for no limit.
+	Limit     int         `json:"limit,omitempty"`
+	FirstSeen roles.Stamp `json:"first_seen"`
 	// Journal that the agent last showed, with the highest counter seen in a
 	// hello: a machine set back to a snapshot is behind it.
 	Journal roles.Journal `json:"journal"`
+
+	mod int64 // of the key
 }
 
 // requestOf returns the request that a key below requests/, claims/ or inbox/

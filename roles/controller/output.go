@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 
-	"uac/coord"
 	"uac/roles/controller/api"
 	"uac/roles/wire"
 )
@@ -111,14 +110,10 @@ func (c *Controller) ReadOutput(ctx context.Context, id, step string, attempt in
 	if l := c.links.get(st.Agent); l != nil {
 		return l.read(ctx, req, copyTo)
 	}
-	snap := c.member.View().Snapshot()
-	for kv := range snap.Range(prefixLinks + st.Agent + "/") {
-		_, controller := requestOf(kv.Key, prefixLinks)
-		rec, err := decode[linkRecord](kv)
-		if err != nil || controller == c.cfg.Name || coord.SessionEpoch(snap, controller) != rec.Epoch {
-			continue
+	for _, controller := range linksTo(c.member.View().Snapshot(), st.Agent) {
+		if controller != c.cfg.Name {
+			return c.readThrough(ctx, controller, st.Agent, req, copyTo)
 		}
-		return c.readThrough(ctx, controller, st.Agent, req, copyTo)
 	}
 	return fmt.Errorf("%w: output of %s is at agent %s, which no controller reaches now", api.ErrUnavailable, step, st.Agent)
 }

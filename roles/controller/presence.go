@@ -1,29 +1,113 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"fmt"
 	"maps"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/oklog/ulid/v2"
+	"golang.org/x/time/rate"
 
 	"uac/coord"
 	"uac/roles"
 	"uac/roles/controller/api"
 )
 
-// present writes that this controller holds a link to an agent, and the
-// agent's record if it differs from what is stored.
-func (c *Controller) present(s *coord.Session, l *link) {
-	h := l.hello
-	s.Submit(coord.Tx{Then: []coord.Write{
-		coord.Put(linkKey(l.agent, c.cfg.Name), encode(linkRecord{Epoch: s.Epoch(), Since: now(), Via: h.GetVia()})),
-	}}, func(coord.Result, error) {})
+// Presence is written when it changes. An agent whose links come and go all the time
+// is written less often than that, and then as it is: after presenceBurst changes in
+// a row, once every presenceEvery.
+const (
+	presenceBurst = 8
+	presenceEvery = 5 * time.Second
+)
 
-	kv, known := c.member.View().Get(agentKey(l.agent))
+// presence writes which agents this controller holds links to, in one session. What
+// is written is how it is at that time, so changes in between cost nothing. Safe for
+// concurrent use.
+type presence struct {
+	c     *Controller
+	s     *coord.Session
+	tasks *tasks
+	ctx   context.Context // of the session
+
+	mu     sync.Mutex // guards agents
+	agents map[string]*presenceOf
+}
+
+// presenceOf is what is known of one agent's presence here.
+type presenceOf struct {
+	pace *rate.Limiter
+	due  bool // a write is to come, because of the pace
+}
+
+func newPresence(ctx context.Context, c *Controller, s *coord.Session, t *tasks) *presence {
+	return &presence{c: c, s: s, tasks: t, ctx: ctx, agents: map[string]*presenceOf{}}
+}
+
+// changed says that a link of an agent came or went.
+func (p *presence) changed(agent string) {
+	p.mu.Lock()
+	a := p.agents[agent]
+	if a == nil {
+		a = &presenceOf{pace: rate.NewLimiter(rate.Every(presenceEvery), presenceBurst)}
+		p.agents[agent] = a
+	}
+	if a.due {
+		p.mu.Unlock()
+		return
+	}
+	wait := a.pace.Reserve().Delay()
+	a.due = wait > 0
+	p.mu.Unlock()
+	if wait == 0 {
+		p.write(agent)
+		return
+	}
+	p.tasks.do(func() {
+		select {
+		case <-time.After(wait):
+		case <-p.ctx.Done():
+			return
+		}
+		p.mu.Lock()
+		a.due = false
+		p.mu.Unlock()
+		p.write(agent)
+	})
+}
+
+// write writes whether this controller holds a link to an agent, and the agent's
+// record if it differs from what is stored.
+func (p *presence) write(agent string) {
+	key := linkKey(agent, p.c.cfg.Name)
+	// Whoever writes last must have looked last.
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l := p.c.links.get(agent)
+	if l == nil {
+		kv, known := p.c.member.View().Get(key)
+		rec, err := decode[linkRecord](kv)
+		if !known || err != nil {
+			rec = linkRecord{Epoch: p.s.Epoch()} // its beginning is on its way
+		}
+		rec.Until = now()
+		p.s.Submit(coord.Tx{Then: []coord.Write{coord.Put(key, encode(rec))}}, func(coord.Result, error) {})
+		return
+	}
+	rec := linkRecord{Epoch: p.s.Epoch(), Since: now(), Via: l.hello.GetVia(), Instance: l.hello.GetInstance(), Host: l.hello.GetHost()}
+	p.s.Submit(coord.Tx{Then: []coord.Write{coord.Put(key, encode(rec))}}, func(coord.Result, error) {})
+	p.record(l)
+}
+
+// record writes the record of an agent as its hello has it.
+func (p *presence) record(l *link) {
+	h := l.hello
+	kv, known := p.c.member.View().Get(agentKey(l.agent))
 	rec, _ := decode[agentRecord](kv)
 	next := rec
 	next.Name, next.Host, next.Version = l.agent, h.GetHost(), h.GetVersion()
@@ -34,33 +118,69 @@ func (c *Controller) present(s *coord.Session, l *link) {
 	if known && rec.Host == next.Host && rec.Version == next.Version && rec.Journal == next.Journal && maps.Equal(rec.Labels, next.Labels) {
 		return
 	}
-	s.Submit(coord.Tx{
+	p.s.Submit(coord.Tx{
 		If:   []coord.Cond{coord.ModIs(agentKey(l.agent), kv.Mod)},
 		Then: []coord.Write{coord.Put(agentKey(l.agent), encode(next))},
 	}, func(res coord.Result, err error) {
 		if err == nil && !res.Won {
 			// Somebody changed the record meanwhile: with what is there now.
-			if d := c.desk.Load(); d != nil {
-				d.tasks.do(func() {
-					if c.member.View().Wait(d.ctx, res.Revision) == nil && l.ctx.Err() == nil {
-						c.present(s, l)
-					}
-				})
-			}
+			p.tasks.do(func() {
+				if p.c.member.View().Wait(p.ctx, res.Revision) == nil && l.ctx.Err() == nil {
+					p.record(l)
+				}
+			})
 		}
 	})
+}
+
+// linksTo lists the controllers that hold a link to an agent.
+func linksTo(snap coord.Snapshot, agent string) []string {
+	var out []string
+	for kv := range snap.Range(prefixLinks + agent + "/") {
+		_, controller := requestOf(kv.Key, prefixLinks)
+		if l, err := decode[linkRecord](kv); err == nil && l.held(snap, controller) {
+			out = append(out, controller)
+		}
+	}
+	return out
+}
+
+// lastSeen is when somebody last held a link to an agent that nobody holds one to
+// now, by the clock of whoever wrote it down; the zero time if nobody did.
+func lastSeen(snap coord.Snapshot, agent string) time.Time {
+	var last coord.KV // the newest: stamps of several clocks do not compare
+	for kv := range snap.Range(prefixLinks + agent + "/") {
+		if kv.Mod > last.Mod {
+			last = kv
+		}
+	}
+	l, err := decode[linkRecord](last)
+	if err != nil {
+		return time.Time{}
+	}
+	_, controller := requestOf(last.Key, prefixLinks)
+	if l.Until == "" { // the controller did not live to see the end
+		for _, loss := range coord.Losses(snap) {
+			if loss.Node == controller && loss.Epoch == l.Epoch {
+				return loss.At
+			}
+		}
+	}
+	at, _ := time.Parse(time.RFC3339, string(cmp.Or(l.Until, l.Since)))
+	return at
 }
 
 // ListAgents lists all enrolled agents.
 func (c *Controller) ListAgents(context.Context) ([]api.Agent, error) {
 	snap := c.member.View().Snapshot()
+	f := fleetOf(snap)
 	out := []api.Agent{}
 	for kv := range snap.Range(prefixAgents) {
 		rec, err := decode[agentRecord](kv)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, agentView(snap, rec))
+		out = append(out, c.agentView(snap, f, rec))
 	}
 	return out, nil
 }
@@ -73,62 +193,90 @@ func (c *Controller) GetAgent(_ context.Context, name string) (api.Agent, error)
 		return api.Agent{}, fmt.Errorf("%w: agent %q", api.ErrNotFound, name)
 	}
 	rec, err := decode[agentRecord](kv)
-	return agentView(snap, rec), err
+	return c.agentView(snap, fleetOf(snap), rec), err
 }
 
-func agentView(snap coord.Snapshot, rec agentRecord) api.Agent {
-	a := api.Agent{Name: rec.Name, Host: rec.Host, Version: rec.Version, Labels: rec.Labels, Suspended: rec.Suspended}
+func (c *Controller) agentView(snap coord.Snapshot, f *fleet, rec agentRecord) api.Agent {
+	a := api.Agent{
+		Name: rec.Name, Host: rec.Host, Version: rec.Version, Labels: rec.Labels, Suspended: rec.Suspended,
+		Clusters: f.clustersOf(rec), Running: c.out("", rec.Name), Limit: rec.Limit, Links: linksTo(snap, rec.Name),
+	}
 	a.FirstSeen, _ = time.Parse(time.RFC3339, string(rec.FirstSeen))
-	for kv := range snap.Range(prefixLinks + rec.Name + "/") {
-		_, controller := requestOf(kv.Key, prefixLinks)
-		l, err := decode[linkRecord](kv)
-		if err != nil || coord.SessionEpoch(snap, controller) != l.Epoch {
-			continue
-		}
-		a.Connected = true
-		a.Links = append(a.Links, controller)
-		if len(l.Via) > 0 {
-			if a.Via == nil {
-				a.Via = map[string]string{}
-			}
-			a.Via[controller] = strings.Join(l.Via, ",")
-		}
+	if a.Connected = len(a.Links) > 0; a.Connected {
+		a.LastSeen = time.Now().UTC().Truncate(time.Second)
+	} else {
+		a.LastSeen = lastSeen(snap, rec.Name)
 	}
 	return a
 }
 
 // SuspendAgent sets or clears that an agent gets no new steps.
 func (c *Controller) SuspendAgent(ctx context.Context, a api.Actor, name string, suspended bool) (api.Agent, error) {
-	s, err := c.current()
+	kind := "agent.resumed"
+	if suspended {
+		kind = "agent.suspended"
+	}
+	return c.changeAgent(ctx, name, c.audit(a, kind, name, nil), func(rec *agentRecord) { rec.Suspended = suspended })
+}
+
+// LimitAgent sets how many steps may be out at an agent.
+func (c *Controller) LimitAgent(ctx context.Context, a api.Actor, name string, limit int) (api.Agent, error) {
+	event := c.audit(a, "agent.limited", name, map[string]string{"limit": fmt.Sprint(limit)})
+	return c.changeAgent(ctx, name, event, func(rec *agentRecord) { rec.Limit = limit })
+}
+
+func (c *Controller) changeAgent(ctx context.Context, name string, event coord.Write, f func(*agentRecord)) (api.Agent, error) {
+	err := c.change(ctx, "agent", name, agentKey(name), event, func(kv coord.KV) ([]byte, error) {
+		rec, err := decode[agentRecord](kv)
+		f(&rec)
+		return encode(rec), err
+	})
 	if err != nil {
 		return api.Agent{}, err
 	}
+	return c.GetAgent(ctx, name)
+}
+
+// RemoveAgent forgets an agent: its record, with its limit and whether it was
+// suspended. Steps that are out there stay what they are.
+func (c *Controller) RemoveAgent(ctx context.Context, a api.Actor, name string, force bool) error {
+	s, err := c.current()
+	if err != nil {
+		return err
+	}
 	for {
-		kv, ok := c.member.View().Get(agentKey(name))
+		if err := c.member.Sync(ctx); err != nil {
+			return unavailable(err)
+		}
+		snap := c.member.View().Snapshot()
+		kv, ok := snap.Get(agentKey(name))
 		if !ok {
-			return api.Agent{}, fmt.Errorf("%w: agent %q", api.ErrNotFound, name)
+			return fmt.Errorf("%w: agent %q", api.ErrNotFound, name)
 		}
-		rec, err := decode[agentRecord](kv)
+		links, out := linksTo(snap, name), c.out("", name)
+		switch {
+		case force:
+		case len(links) > 0:
+			return fmt.Errorf("%w: agent %s is connected to %s; stop it first", api.ErrConflict, name, strings.Join(links, ", "))
+		case out > 0:
+			return fmt.Errorf("%w: %d steps are out at agent %s; wait for it, or resolve them", api.ErrConflict, out, name)
+		}
+		tx := coord.Tx{If: []coord.Cond{coord.ModIs(kv.Key, kv.Mod)}, Then: []coord.Write{c.audit(a, "agent.removed", name, nil), coord.Del(kv.Key)}}
+		for kv := range snap.Range(prefixLinks + name + "/") {
+			tx.If = append(tx.If, coord.ModIs(kv.Key, kv.Mod))
+			if len(links) == 0 { // else who holds one goes on telling of it
+				tx.Then = append(tx.Then, coord.Del(kv.Key))
+			}
+		}
+		res, err := s.Commit(ctx, tx)
 		if err != nil {
-			return api.Agent{}, err
-		}
-		rec.Suspended = suspended
-		kind := "agent.resumed"
-		if suspended {
-			kind = "agent.suspended"
-		}
-		res, err := s.Commit(ctx, coord.Tx{
-			If:   []coord.Cond{coord.ModIs(kv.Key, kv.Mod)},
-			Then: []coord.Write{coord.Put(kv.Key, encode(rec)), c.audit(a, kind, name, nil)},
-		})
-		if err != nil {
-			return api.Agent{}, unavailable(err)
+			return unavailable(err)
 		}
 		if err := c.member.View().Wait(ctx, res.Revision); err != nil {
-			return api.Agent{}, unavailable(err)
+			return unavailable(err)
 		}
 		if res.Won {
-			return c.GetAgent(ctx, name)
+			return c.clear(ctx, s, slotsOfAgent(name))
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 
@@ -34,44 +33,6 @@ func processIn(snap coord.Snapshot, name string) (roles.Process, error) {
 		return roles.Process{}, fmt.Errorf("%w: process %q", api.ErrNotFound, name)
 	}
 	return decode[roles.Process](kv)
-}
-
-// ApplyProcesses stores all of them or none.
-func (c *Controller) ApplyProcesses(ctx context.Context, a api.Actor, ps []roles.Process, dryRun bool) ([]api.Applied, error) {
-	s, err := c.growing()
-	if err != nil {
-		return nil, err
-	}
-	seen := map[string]bool{}
-	out := []api.Applied{}
-	var writes []coord.Write
-	for i := range ps {
-		p := &ps[i]
-		if seen[p.Name] {
-			return nil, fmt.Errorf("%w: process %q is given twice", api.ErrInvalid, p.Name)
-		}
-		seen[p.Name] = true
-		if err := p.Validate(); err != nil {
-			return nil, fmt.Errorf("%w: %w", api.ErrInvalid, err)
-		}
-		text := encode(p)
-		result := "created"
-		if kv, ok := c.member.View().Get(processKey(p.Name)); ok {
-			result = "changed"
-			if bytes.Equal(kv.Value, text) {
-				result = "unchanged"
-			}
-		}
-		out = append(out, api.Applied{Kind: "Process", Name: p.Name, Result: result})
-		if result != "unchanged" {
-			writes = append(writes, coord.Put(processKey(p.Name), text),
-				c.audit(a, "process."+result, p.Name, nil))
-		}
-	}
-	if dryRun || len(writes) == 0 {
-		return out, nil
-	}
-	return out, c.commit(ctx, s, writes...)
 }
 
 // DeleteProcess deletes a definition; requests keep their frozen copies.

@@ -197,7 +197,7 @@ func (d *desk) command(kv coord.KV) {
 		d.tooLate(id, kv)
 		return
 	}
-	if o.commands[kv.Key] {
+	if o.commands[kv.Key] || d.afterGrant(o, func() { d.command(kv) }) {
 		return
 	}
 	o.commands[kv.Key] = true

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"uac/coord"
@@ -178,30 +180,51 @@ func (c *Controller) accepted(key string, spec api.RunSpec) (api.Request, bool, 
 	return r, true, err
 }
 
-// knownAgents refuses a process whose agents were never seen.
+// knownAgents refuses a process whose agents were never seen, or whose agent
+// clusters do not exist. It is asked for every request, so it looks at no more
+// agents than it must.
 func knownAgents(snap coord.Snapshot, p *roles.Process) error {
 	for _, sel := range p.Selectors() {
-		found := false
-		var names []string
-		for kv := range snap.Range(prefixAgents) {
-			rec, err := decode[agentRecord](kv)
-			if err != nil {
-				continue
+		matches := sel.Matches
+		if sel.Cluster != "" {
+			kv, known := snap.Get(clusterKey(sel.Cluster))
+			cluster, err := decode[clusterRecord](kv)
+			switch {
+			case !known:
+				names := slices.Sorted(maps.Keys(fleetOf(snap).clusters))
+				return fmt.Errorf("%w: there is no agent cluster %s%s", api.ErrInvalid, sel.Cluster, roles.DidYouMean(roles.Nearest(sel.Cluster, names)))
+			case err != nil:
+				return err
+			case cluster.Distribution == roles.DistributeAll:
+				return fmt.Errorf("%w: a step runs on one agent, and agent cluster %s has distribution all", api.ErrInvalid, sel.Cluster)
 			}
-			names = append(names, rec.Name)
-			if sel.Matches(rec.Name, rec.Labels) {
-				found = true
-				break
-			}
+			matches = cluster.Has
 		}
-		if !found {
-			if len(names) > 10 {
-				names = append(names[:10], "...")
-			}
-			return fmt.Errorf("%w: no agent matches %s; known agents: %s", api.ErrInvalid, sel, strings.Join(names, ", "))
+		if anyAgent(snap, sel.Name, matches) {
+			continue
 		}
+		names := slices.Sorted(maps.Keys(fleetOf(snap).agents))
+		if len(names) > 10 {
+			names = append(names[:10], "...")
+		}
+		return fmt.Errorf("%w: no agent matches %s; known agents: %s", api.ErrInvalid, sel, strings.Join(names, ", "))
 	}
 	return nil
+}
+
+// anyAgent reports whether an agent matches: the one of that name, or if that is
+// empty, any.
+func anyAgent(snap coord.Snapshot, name string, matches func(string, map[string]string) bool) bool {
+	if name != "" {
+		_, known := snap.Get(agentKey(name))
+		return known
+	}
+	for kv := range snap.Range(prefixAgents) {
+		if rec, err := decode[agentRecord](kv); err == nil && matches(rec.Name, rec.Labels) {
+			return true
+		}
+	}
+	return false
 }
 
 // GetRequest returns a request as this controller shows it.
@@ -217,10 +240,10 @@ func (c *Controller) requestIn(snap coord.Snapshot, id string) (api.Request, err
 	if err != nil {
 		return api.Request{}, err
 	}
-	return view(snap, state, claim, fence), nil
+	return c.view(snap, state, claim, fence), nil
 }
 
-func view(snap coord.Snapshot, state roles.State, claim claimRecord, fence roles.Fence) api.Request {
+func (c *Controller) view(snap coord.Snapshot, state roles.State, claim claimRecord, fence roles.Fence) api.Request {
 	v := state.View()
 	r := api.Request{
 		ID: v.ID, Process: v.Process, Status: v.Status, Params: v.Params,
@@ -242,6 +265,7 @@ func view(snap coord.Snapshot, state roles.State, claim claimRecord, fence roles
 			r.Owner = claim.Node
 		}
 	}
+	fleet := sync.OnceValue(func() *fleet { return fleetOf(snap) }) // few need it
 	for i, st := range v.Steps {
 		r.Steps[i] = api.Step{
 			Name: st.Name, Status: st.Status, Attempt: st.Attempt, Agent: st.Agent, ExitCode: st.ExitCode,
@@ -253,23 +277,51 @@ func view(snap coord.Snapshot, state roles.State, claim claimRecord, fence roles
 		case st.Reason != "":
 		case st.TimedOut:
 			r.Steps[i].Reason = "stopped after its timeout of " + time.Duration(def.Timeout).String()
-		case ready && !agentThere(snap, def.Agent):
-			r.Steps[i].Reason = "waits for an agent that matches " + def.Agent.String()
+		case ready:
+			r.Steps[i].Reason = c.waits(snap, fleet(), state, i)
 		}
 	}
 	return r
 }
 
-// agentThere reports whether an agent that matches is connected and may get a
-// step: one that is ready is then about to be sent.
-func agentThere(snap coord.Snapshot, sel roles.Selector) bool {
-	for kv := range snap.Range(prefixAgents) {
-		rec, err := decode[agentRecord](kv)
-		if err == nil && !rec.Suspended && sel.Matches(rec.Name, rec.Labels) && agentView(snap, rec).Connected {
-			return true
+// waits says what the ready step i waits for; nothing if it is about to be sent.
+func (c *Controller) waits(snap coord.Snapshot, f *fleet, state roles.State, i int) string {
+	sel, chosen := state.Def(i).Agent, state.Chosen(i)
+	agents := f.meant(sel)
+	if chosen != "" {
+		agents = []string{chosen}
+	}
+	cluster, known := f.clusters[sel.Cluster]
+	switch {
+	case sel.Cluster == "":
+	case !known:
+		return "waits for agent cluster " + sel.Cluster + ", which does not exist any more"
+	case chosen == "" && cluster.Suspended:
+		return "waits: agent cluster " + sel.Cluster + " is suspended"
+	}
+	agents = slices.DeleteFunc(slices.Clone(agents), func(name string) bool {
+		return f.agents[name].Suspended && !uses(state, name) || len(linksTo(snap, name)) == 0
+	})
+	if len(agents) == 0 {
+		return "waits for an agent that matches " + sel.String()
+	}
+	d := c.desk.Load()
+	if d == nil {
+		return ""
+	}
+	first := ""
+	for _, name := range agents {
+		gates := f.gates(sel.Cluster, name)
+		i := slices.IndexFunc(gates, func(g gate) bool { return !open(g, d.load) })
+		if i < 0 {
+			return ""
+		}
+		// The limit of the whole cluster comes first, so it is told if it is that.
+		if first == "" {
+			first = heldBy(gates[i], d.load.holders(gates[i]))
 		}
 	}
-	return false
+	return first
 }
 
 // ListRequests lists requests, the newest first.

@@ -179,7 +179,7 @@ func TestAcceptRefuses(t *testing.T) {
 	}
 	t.Run("what runs goes on without room", func(t *testing.T) {
 		before := c1.everything()
-		if _, err := c1.ApplyProcesses(t.Context(), operator, []roles.Process{withParams("p", "a1")}, false); err != nil {
+		if _, err := c1.Apply(t.Context(), operator, api.Documents{Processes: []roles.Process{withParams("p", "a1")}}, false); err != nil {
 			t.Errorf("at 70 %%, what is no request: %v", err)
 		}
 		if d := diff(before, c1.everything()); d != "" {

@@ -106,10 +106,20 @@ type Nodes interface {
 type Processes interface {
 	ListProcesses(ctx context.Context) ([]roles.Process, error)
 	GetProcess(ctx context.Context, name string) (roles.Process, error)
-	// ApplyProcesses stores all of them or none. It reports for each whether it
-	// was created, changed or left unchanged.
-	ApplyProcesses(ctx context.Context, a Actor, ps []roles.Process, dryRun bool) ([]Applied, error)
 	DeleteProcess(ctx context.Context, a Actor, name string) error
+}
+
+// Documents are definitions that are applied together, by kind.
+type Documents struct {
+	Processes     []roles.Process      `json:"processes,omitempty" nullable:"false"`
+	AgentClusters []roles.AgentCluster `json:"agent_clusters,omitempty" nullable:"false"`
+}
+
+// Definitions is what applying documents needs.
+type Definitions interface {
+	// Apply stores all of them or none. It reports for each, in the order of the
+	// kinds, whether it was created, changed or left unchanged.
+	Apply(ctx context.Context, a Actor, docs Documents, dryRun bool) ([]Applied, error)
 }
 
 // Applied is the outcome for one document.
@@ -196,8 +206,40 @@ type Agent struct {
 	// nearest to the agent first, separated by commas, as the agent says.
 	Via       map[string]string `json:"via,omitempty"`
 	Suspended bool              `json:"suspended"`
-	FirstSeen time.Time         `json:"first_seen,omitzero"`
-	LastSeen  time.Time         `json:"last_seen,omitzero"`
+	// Clusters are the agent clusters of which it is a member.
+	Clusters []string `json:"clusters,omitempty"`
+	// Running is how many steps are out at it, Limit how many may be; 0: no limit.
+	Running   int       `json:"running"`
+	Limit     int       `json:"limit,omitempty"`
+	FirstSeen time.Time `json:"first_seen,omitzero"`
+	// LastSeen is when a controller last held a link to it, by that controller's
+	// clock. While it is connected that is now.
+	LastSeen time.Time `json:"last_seen,omitzero"`
+}
+
+// AgentClusterStatus is an agent cluster as operators see it: its definition, and what is
+// going on in it.
+type AgentClusterStatus struct {
+	Name         string             `json:"name"`
+	Labels       map[string]string  `json:"labels,omitempty"`
+	Agents       []string           `json:"agents,omitempty"`
+	Distribution roles.Distribution `json:"distribution"`
+	Limit        int                `json:"limit,omitempty"`
+	AgentLimit   int                `json:"agent_limit,omitempty"`
+	Suspended    bool               `json:"suspended"`
+	// Running is how many steps that were given to the cluster are out.
+	Running int             `json:"running"`
+	Members []ClusterMember `json:"members"`
+}
+
+// ClusterMember is an agent as a member of an agent cluster.
+type ClusterMember struct {
+	Agent     string `json:"agent"`
+	Connected bool   `json:"connected"`
+	// Suspended says that the membership is suspended, or the agent itself.
+	Suspended bool `json:"suspended"`
+	// Running is how many of the cluster's steps are out at it.
+	Running int `json:"running"`
 }
 
 // Agents is what the agent routes need.
@@ -206,6 +248,20 @@ type Agents interface {
 	GetAgent(ctx context.Context, name string) (Agent, error)
 	// SuspendAgent sets or clears that an agent gets no new steps.
 	SuspendAgent(ctx context.Context, a Actor, name string, suspended bool) (Agent, error)
+	// LimitAgent sets how many steps may be out at an agent; 0: no limit.
+	LimitAgent(ctx context.Context, a Actor, name string, limit int) (Agent, error)
+	// RemoveAgent forgets an agent. With force also one that is connected or has
+	// steps out. It may come back: nothing is revoked.
+	RemoveAgent(ctx context.Context, a Actor, name string, force bool) error
+
+	ListAgentClusters(ctx context.Context) ([]AgentClusterStatus, error)
+	GetAgentCluster(ctx context.Context, name string) (AgentClusterStatus, error)
+	// SuspendAgentCluster sets or clears that a cluster gets no new steps, or that
+	// one agent gets none of it.
+	SuspendAgentCluster(ctx context.Context, a Actor, name, agent string, suspended bool) (AgentClusterStatus, error)
+	// DeleteAgentCluster deletes a definition. With force also one that processes
+	// name.
+	DeleteAgentCluster(ctx context.Context, a Actor, name string, force bool) error
 }
 
 // Mount is the shared mount as one controller sees it.
@@ -310,6 +366,7 @@ type Access interface {
 type Backend interface {
 	Access
 	Nodes
+	Definitions
 	Processes
 	Requests
 	Agents

@@ -51,6 +51,10 @@ func sample() apitest.State {
 		}},
 		Output: map[string]string{apitest.RequestID(1) + "/fetch/1": "fetched\n", apitest.RequestID(1) + "/switch/2": "switching\n"},
 		Agents: []api.Agent{{Name: "a1", Host: "host4", Version: "1.2.3", Connected: true, Links: []string{"c1", "c2"}}},
+		AgentClusters: []api.AgentClusterStatus{{
+			Name: "web", Labels: map[string]string{"tier": "web"}, Distribution: roles.DistributeLeastLoad, Limit: 4, Running: 1,
+			Members: []api.ClusterMember{{Agent: "a1", Connected: true, Running: 1}},
+		}},
 		Locks:  []api.Lock{{Name: "web", Node: "c1"}},
 		Events: []api.Event{{ID: "E2", Kind: "node.paused", At: start}, {ID: "E1", Kind: "node.started", At: start}},
 		Tokens: []api.Token{{ID: "t1", Kind: "api", Name: "alice", Role: "admin", Created: start}},

@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"fmt"
 
 	"uac/roles"
 )
@@ -28,7 +27,16 @@ func (s *Server) processRoutes(d *definer) {
 				return s.backend.GetProcess(ctx, in.Name)
 			}))
 		})
-	define(d, route{pattern: "POST /v1/processes", id: "applyProcesses", summary: "Create or change processes, all of them or none"}, s.apply)
+	define(d, route{pattern: "POST /v1/processes", id: "applyProcesses", summary: "Create or change processes, all of them or none"},
+		func(ctx context.Context, in *struct {
+			WhyQuery
+			DryRunQuery
+			Body struct {
+				Processes []roles.Process `json:"processes" minItems:"1" nullable:"false"`
+			}
+		}) (*output[[]Applied], error) {
+			return s.apply(ctx, in.actor(ctx), Documents{Processes: in.Body.Processes}, in.DryRun)
+		})
 	define(d, route{pattern: "DELETE /v1/processes/{name}", id: "deleteProcess", summary: "Delete a process; its requests go on", status: 204},
 		func(ctx context.Context, in *struct {
 			ProcessPath
@@ -39,45 +47,4 @@ func (s *Server) processRoutes(d *definer) {
 			}
 			return nil, s.backend.DeleteProcess(ctx, in.actor(ctx), in.Name)
 		})
-	// A step without a condition runs on success, as in documents.
-	d.optional("StepDef", "on")
-}
-
-// documents is what apply takes.
-type documents struct {
-	Processes []roles.Process `json:"processes" minItems:"1" nullable:"false"`
-}
-
-func (s *Server) apply(ctx context.Context, in *struct {
-	WhyQuery
-	DryRun bool `query:"dry_run" doc:"Check everything and say what would change, and change nothing"`
-	Body   documents
-}) (*output[[]Applied], error) {
-	ps := in.Body.Processes
-	seen := map[string]bool{}
-	var wrong roles.Problems
-	for i := range ps {
-		p := &ps[i]
-		for k := range p.Steps {
-			if p.Steps[k].On == "" {
-				p.Steps[k].On = roles.OnSuccess
-			}
-		}
-		if seen[p.Name] {
-			wrong = append(wrong, roles.Problem{File: fmt.Sprintf("processes[%d]", i), Field: "name",
-				Message: fmt.Sprintf("process %q is in this call already", p.Name)})
-		}
-		seen[p.Name] = true
-		if err := p.Validate(); err != nil {
-			problems, ok := err.(roles.Problems) //nolint:errorlint // what Validate returns, as it is
-			if !ok {
-				return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
-			}
-			wrong = append(wrong, problems...)
-		}
-	}
-	if len(wrong) > 0 {
-		return nil, wrong
-	}
-	return listOf(s.backend.ApplyProcesses(ctx, in.actor(ctx), ps, in.DryRun))
 }

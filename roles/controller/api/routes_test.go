@@ -46,6 +46,8 @@ func TestRoutes(t *testing.T) {
 		{"POST", "/v1/processes?why=new", `{"processes":[{"name":"web","steps":[{"name":"s","agent":{"name":"a1"},"run":"true","timeout":"1m"}]}]}`},
 		{"GET", "/v1/processes/web", ""},
 		{"DELETE", "/v1/processes/web", ""},
+		{"POST", "/v1/documents?dry_run=true", `{"agent_clusters":[{"name":"db","agents":["db1"],"distribution":"all"}]}`},
+		{"POST", "/v1/documents", `{"processes":[{"name":"web","steps":[{"name":"s","agent":{"cluster":"web"},"run":"true"}]}],"agent_clusters":[{"name":"web","labels":{"tier":"web"},"limit":4}]}`},
 		{"POST", "/v1/requests", `{"process":"deploy","params":{"version":"1"}}`},
 		{"GET", "/v1/requests?status=running&process=deploy&open=true&limit=1", ""},
 		{"GET", "/v1/requests/" + id, ""},
@@ -59,6 +61,13 @@ func TestRoutes(t *testing.T) {
 		{"POST", "/v1/agents/a1/suspend", ""},
 		{"POST", "/v1/agents/a1/resume", ""},
 		{"GET", "/v1/mounts", ""},
+		{"POST", "/v1/agents/a1/limit", `{"limit":3}`},
+		{"DELETE", "/v1/agents/a1?force=true&why=scrapped", ""},
+		{"GET", "/v1/agent-clusters", ""},
+		{"GET", "/v1/agent-clusters/web", ""},
+		{"POST", "/v1/agent-clusters/web/suspend?why=patch", ""},
+		{"POST", "/v1/agent-clusters/web/resume", ""},
+		{"DELETE", "/v1/agent-clusters/web?force=true", ""},
 		{"GET", "/v1/locks", ""},
 		{"DELETE", "/v1/locks/web", ""},
 		{"GET", "/v1/events?limit=1", ""},
@@ -150,6 +159,9 @@ func TestReadMiss(t *testing.T) {
 			s.Requests = append(s.Requests, api.Request{ID: id, Status: roles.RequestSucceeded})
 		}},
 		{"/v1/processes/p7", func(s *apitest.State) { s.Processes = append(s.Processes, roles.Process{Name: "p7"}) }},
+		{"/v1/agent-clusters/a7", func(s *apitest.State) {
+			s.AgentClusters = append(s.AgentClusters, api.AgentClusterStatus{Name: "a7"})
+		}},
 		{"/v1/agents/a7", func(s *apitest.State) { s.Agents = append(s.Agents, api.Agent{Name: "a7"}) }},
 		{"/v1/nodes/c7", func(s *apitest.State) { s.Nodes = append(s.Nodes, api.Node{Name: "c7"}) }},
 	} {

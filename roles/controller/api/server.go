@@ -83,6 +83,8 @@ func newServer(cfg Config, b Backend, deps Deps, table map[string]rule) (*Server
 	d := &definer{api: api, table: table, server: s}
 	s.nodeRoutes(d)
 	s.processRoutes(d)
+	s.agentClusterRoutes(d)
+	s.documentRoutes(d)
 	s.requestRoutes(d)
 	s.agentRoutes(d)
 	s.adminRoutes(d)

@@ -25,9 +25,11 @@ type State struct {
 	Output    map[string]string // "request/step/attempt" -> what it wrote
 	Agents    []api.Agent
 	Mounts    []api.Mount
-	Locks     []api.Lock
-	Events    []api.Event
-	Tokens    []api.Token
+	// AgentClusters with their members as the test made them up.
+	AgentClusters []api.AgentClusterStatus
+	Locks         []api.Lock
+	Events        []api.Event
+	Tokens        []api.Token
 	// Access of bearer tokens.
 	Access map[string]string
 
@@ -328,36 +330,47 @@ func (b *Backend) GetProcess(_ context.Context, name string) (out roles.Process,
 	return out, err
 }
 
-// ApplyProcesses implements api.Processes.
-func (b *Backend) ApplyProcesses(_ context.Context, a api.Actor, ps []roles.Process, dryRun bool) (out []api.Applied, err error) {
+// Apply implements api.Definitions.
+func (b *Backend) Apply(_ context.Context, a api.Actor, docs api.Documents, dryRun bool) (out []api.Applied, err error) {
 	var names []string
-	for _, p := range ps {
+	for _, p := range docs.Processes {
 		names = append(names, p.Name)
 	}
-	err = b.write("ApplyProcesses", a, func(s *State) error {
-		for _, p := range ps {
-			old, err := s.process(p.Name)
-			result := "changed"
-			switch {
-			case err != nil:
-				result = "created"
-			case reflect.DeepEqual(*old, p):
-				result = "unchanged"
-			}
-			out = append(out, api.Applied{Kind: roles.KindProcess, Name: p.Name, Result: result})
-			if dryRun {
-				continue
-			}
-			if old != nil {
-				*old = p
-			} else {
-				s.Processes = append(s.Processes, p)
-			}
+	for _, c := range docs.AgentClusters {
+		names = append(names, c.Name)
+	}
+	err = b.write("Apply", a, func(s *State) error {
+		for _, p := range docs.Processes {
+			old, _ := s.process(p.Name)
+			out = append(out, apply(roles.KindProcess, p.Name, &s.Processes, old, p, dryRun))
+		}
+		for _, c := range docs.AgentClusters {
+			old, _ := s.agentCluster(c.Name)
+			out = append(out, apply(roles.KindAgentCluster, c.Name, &s.AgentClusters, old, clusterOf(c), dryRun))
 		}
 		slices.SortFunc(s.Processes, func(a, b roles.Process) int { return cmp.Compare(a.Name, b.Name) })
 		return nil
 	}, strings.Join(names, ","), dryRun)
 	return out, err
+}
+
+// apply stores one definition in place of the old one, which may be nil.
+func apply[T any](kind, name string, all *[]T, old *T, next T, dryRun bool) api.Applied {
+	result := "changed"
+	switch {
+	case old == nil:
+		result = "created"
+	case reflect.DeepEqual(*old, next):
+		result = "unchanged"
+	}
+	switch {
+	case dryRun:
+	case old != nil:
+		*old = next
+	default:
+		*all = append(*all, next)
+	}
+	return api.Applied{Kind: kind, Name: name, Result: result}
 }
 
 // DeleteProcess implements api.Processes.
@@ -545,38 +558,6 @@ func (b *Backend) ReadOutput(ctx context.Context, id, step string, attempt int, 
 			return err
 		}
 	}
-}
-
-// ListAgents implements api.Agents.
-func (b *Backend) ListAgents(context.Context) (out []api.Agent, err error) {
-	err = b.read("ListAgents", func(s *State) error { out = slices.Clone(s.Agents); return nil })
-	return out, err
-}
-
-// GetAgent implements api.Agents.
-func (b *Backend) GetAgent(_ context.Context, name string) (out api.Agent, err error) {
-	err = b.read("GetAgent", func(s *State) error {
-		a, err := s.agent(name)
-		if err == nil {
-			out = *a
-		}
-		return err
-	})
-	return out, err
-}
-
-// SuspendAgent implements api.Agents.
-func (b *Backend) SuspendAgent(_ context.Context, a api.Actor, name string, suspended bool) (out api.Agent, err error) {
-	err = b.write("SuspendAgent", a, func(s *State) error {
-		agent, err := s.agent(name)
-		if err != nil {
-			return err
-		}
-		agent.Suspended = suspended
-		out = *agent
-		return nil
-	}, name, suspended)
-	return out, err
 }
 
 // ListMounts implements api.Admin.
