@@ -54,6 +54,8 @@ type agentBook struct {
 	// asking are the questions for links that are on their way, missing the
 	// agents without a link whose absence may become a mark.
 	asking, missing map[string]bool
+	// twins are agents that may be two machines.
+	twins map[string]bool
 }
 
 func newAgentBook() *agentBook {
@@ -63,6 +65,7 @@ func newAgentBook() *agentBook {
 		routes:  map[string]route{},
 		asking:  map[string]bool{},
 		missing: map[string]bool{},
+		twins:   map[string]bool{},
 	}
 }
 
@@ -161,6 +164,7 @@ func (d *desk) linkDown(r route) {
 // relink looks at a change of who holds links to an agent.
 func (d *desk) relink(key string) {
 	agent, _ := requestOf(key, prefixLinks)
+	d.settleTwins(agent)
 	if d.linkTo(agent) == nil && (len(d.byAgent[agent]) > 0 || len(d.waiting.queues) > 0) {
 		d.lookElsewhere(agent)
 	}
@@ -197,6 +201,9 @@ func (d *desk) lookAgain() {
 		if len(requests) > 0 && d.linkTo(agent) == nil {
 			d.lookElsewhere(agent)
 		}
+	}
+	for agent := range d.agents.twins {
+		d.settleTwins(agent)
 	}
 	d.waiting.due[dueAll] = true
 }

@@ -83,6 +83,8 @@ type Controller struct {
 	held atomic.Pointer[coord.HoldRecord]
 	// counted is how many requests this node owns.
 	counted atomic.Int64
+	// told paces the events of machines with one identity.
+	told *seldom
 }
 
 var _ api.Backend = (*Controller)(nil)
@@ -94,7 +96,7 @@ func New(cfg Config, deps Deps) *Controller {
 	}
 	return &Controller{
 		cfg: cfg, deps: deps, log: deps.Log, member: deps.Member,
-		links: newLinks(), relays: newRelays(), started: time.Now(),
+		links: newLinks(), relays: newRelays(), started: time.Now(), told: newSeldom(twinEventEvery),
 	}
 }
 
@@ -291,6 +293,7 @@ func (c *Controller) fromAgent(l *link, m *wire.AgentMessage) {
 	case *wire.AgentMessage_Output:
 		l.output(body.Output)
 	case *wire.AgentMessage_Pong:
+		l.pong(body.Pong.GetNumber())
 	default:
 		if d := c.desk.Load(); d != nil {
 			d.mail.post(func() { d.fromAgent(l.agent, m) })

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -11,6 +12,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"uac/roles"
@@ -30,10 +32,14 @@ type link struct {
 	out   chan *wire.ControllerMessage
 	ctx   context.Context
 	drop  context.CancelCauseFunc
+	from  string // address that it comes from, for people
 
-	mu     sync.Mutex // guards reads, nextID
+	mu     sync.Mutex // guards what follows
 	reads  map[uint64]chan *wire.OutputChunk
 	nextID uint64
+	// pings are those whose answer somebody waits for.
+	pings    map[uint64]chan struct{}
+	nextPing uint64
 }
 
 // send queues a message for the agent. It reports false if the link is gone or
@@ -76,13 +82,19 @@ func (ls *links) agents() []string {
 	return slices.Sorted(maps.Keys(ls.byAgent))
 }
 
-// put makes l the agent's link unless there is a newer one. The one that loses
-// is dropped.
+// put makes l the agent's link unless there is a newer one, or one of another
+// machine with the same identity. The one that loses is dropped.
 func (ls *links) put(l *link) bool {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	old := ls.byAgent[l.agent]
-	if old != nil && old.hello.GetLink().GetNumber() > l.hello.GetLink().GetNumber() {
+	switch {
+	case old == nil:
+	case twins(old.hello.GetInstance(), l.hello.GetInstance()):
+		if old.ctx.Err() == nil {
+			return false
+		}
+	case old.hello.GetLink().GetNumber() > l.hello.GetLink().GetNumber():
 		return false
 	}
 	ls.byAgent[l.agent] = l
@@ -142,9 +154,9 @@ func (s *linkServer) Connect(stream grpc.BidiStreamingServer[wire.AgentMessage, 
 	if hello == nil {
 		return status.Error(codes.InvalidArgument, "a link must begin with a hello")
 	}
-	peer, err := wire.Peer(stream.Context())
-	if err != nil || peer.Role != pki.Agent || peer.Name != hello.GetName() {
-		return status.Errorf(codes.PermissionDenied, "the certificate is of %s, the hello of agent %q", peer, hello.GetName())
+	who, err := wire.Peer(stream.Context())
+	if err != nil || who.Role != pki.Agent || who.Name != hello.GetName() {
+		return status.Errorf(codes.PermissionDenied, "the certificate is of %s, the hello of agent %q", who, hello.GetName())
 	}
 	if hello.GetJournal().GetId() == "" || hello.GetLink() == nil {
 		return status.Error(codes.InvalidArgument, "the hello names no journal or no link")
@@ -162,6 +174,12 @@ func (s *linkServer) Connect(stream grpc.BidiStreamingServer[wire.AgentMessage, 
 		agent: hello.GetName(), hello: hello, ctx: ctx, drop: drop,
 		out:   make(chan *wire.ControllerMessage, linkQueue),
 		reads: map[uint64]chan *wire.OutputChunk{},
+	}
+	if p, ok := peer.FromContext(ctx); ok {
+		l.from = p.Addr.String()
+	}
+	if err := s.c.sole(ctx, l); err != nil {
+		return err
 	}
 	l.out <- &wire.ControllerMessage{Body: &wire.ControllerMessage_Welcome{Welcome: &wire.Welcome{
 		Controller: s.c.cfg.Name,
@@ -207,6 +225,9 @@ func (s *linkServer) Connect(stream grpc.BidiStreamingServer[wire.AgentMessage, 
 			s.log.Debug("link down", "agent", l.agent, "error", err)
 			return nil
 		case <-ctx.Done():
+			if twin := new(twinError); errors.As(context.Cause(ctx), &twin) {
+				return twin
+			}
 			return status.Error(codes.Aborted, context.Cause(ctx).Error())
 		}
 	}

@@ -188,12 +188,18 @@ type memberServer struct {
 }
 
 // Peek tells of an agent's link here.
-func (s *memberServer) Peek(_ context.Context, r *wire.PeekRequest) (*wire.PeekResponse, error) {
+func (s *memberServer) Peek(ctx context.Context, r *wire.PeekRequest) (*wire.PeekResponse, error) {
 	l := s.c.links.get(r.GetAgent())
 	if l == nil || r.GetTo() != s.c.cfg.Name {
 		return nil, status.Errorf(codes.NotFound, "%s holds no link to %s", s.c.cfg.Name, r.GetAgent())
 	}
-	return &wire.PeekResponse{Controller: s.c.cfg.Name, Hello: l.hello}, nil
+	if r.GetPing() && !l.answers(ctx) {
+		if ctx.Err() == nil {
+			s.c.giveUp(l)
+		}
+		return nil, status.Errorf(codes.NotFound, "the link of %s to %s does not answer", r.GetAgent(), s.c.cfg.Name)
+	}
+	return &wire.PeekResponse{Controller: s.c.cfg.Name, Hello: l.hello, From: l.from}, nil
 }
 
 // Deliver puts a message on the link that it is bound to.

@@ -207,6 +207,15 @@ func (c *Controller) agentView(snap coord.Snapshot, f *fleet, rec agentRecord) a
 	} else {
 		a.LastSeen = lastSeen(snap, rec.Name)
 	}
+	for _, controller := range a.Links {
+		kv, _ := snap.Get(linkKey(rec.Name, controller))
+		if l, err := decode[linkRecord](kv); err == nil && len(l.Via) > 0 {
+			if a.Via == nil {
+				a.Via = map[string]string{}
+			}
+			a.Via[controller] = strings.Join(l.Via, ",")
+		}
+	}
 	return a
 }
 

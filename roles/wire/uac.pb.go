@@ -2946,9 +2946,12 @@ func (x *EnrollResponse) GetCas() map[string][]byte {
 }
 
 type PeekRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	To            string                 `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"` // controller asked
-	Agent         string                 `protobuf:"bytes,2,opt,name=agent,proto3" json:"agent,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	To    string                 `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"` // controller asked
+	Agent string                 `protobuf:"bytes,2,opt,name=agent,proto3" json:"agent,omitempty"`
+	// The link must answer a ping first. One that does not is given up, and the
+	// answer is NOT_FOUND.
+	Ping          bool `protobuf:"varint,3,opt,name=ping,proto3" json:"ping,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2997,10 +3000,18 @@ func (x *PeekRequest) GetAgent() string {
 	return ""
 }
 
+func (x *PeekRequest) GetPing() bool {
+	if x != nil {
+		return x.Ping
+	}
+	return false
+}
+
 type PeekResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Controller    string                 `protobuf:"bytes,1,opt,name=controller,proto3" json:"controller,omitempty"` // holds the link
 	Hello         *Hello                 `protobuf:"bytes,2,opt,name=hello,proto3" json:"hello,omitempty"`           // of the newest link there
+	From          string                 `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`             // address that the link comes from, for people
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3047,6 +3058,13 @@ func (x *PeekResponse) GetHello() *Hello {
 		return x.Hello
 	}
 	return nil
+}
+
+func (x *PeekResponse) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
 }
 
 type DeliverRequest struct {
@@ -3571,15 +3589,17 @@ const file_uac_proto_rawDesc = "" +
 	"\x03cas\x18\x04 \x03(\v2$.uac.wire.v1.EnrollResponse.CasEntryR\x03cas\x1a6\n" +
 	"\bCasEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"3\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"G\n" +
 	"\vPeekRequest\x12\x0e\n" +
 	"\x02to\x18\x01 \x01(\tR\x02to\x12\x14\n" +
-	"\x05agent\x18\x02 \x01(\tR\x05agent\"X\n" +
+	"\x05agent\x18\x02 \x01(\tR\x05agent\x12\x12\n" +
+	"\x04ping\x18\x03 \x01(\bR\x04ping\"l\n" +
 	"\fPeekResponse\x12\x1e\n" +
 	"\n" +
 	"controller\x18\x01 \x01(\tR\n" +
 	"controller\x12(\n" +
-	"\x05hello\x18\x02 \x01(\v2\x12.uac.wire.v1.HelloR\x05hello\"p\n" +
+	"\x05hello\x18\x02 \x01(\v2\x12.uac.wire.v1.HelloR\x05hello\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\tR\x04from\"p\n" +
 	"\x0eDeliverRequest\x12\x0e\n" +
 	"\x02to\x18\x01 \x01(\tR\x02to\x12\x14\n" +
 	"\x05agent\x18\x02 \x01(\tR\x05agent\x128\n" +
