@@ -129,7 +129,7 @@ func (c *Controller) serve(ctx context.Context, s *coord.Session) error {
 	defer d.tasks.wait()
 	c.session.Store(s)
 	c.desk.Store(d)
-	c.presence.Store(newPresence(gctx, c, s, &d.tasks))
+	c.presence.Store(newPresence(c, s, d))
 	c.counted.Store(0)
 	defer func() {
 		c.presence.Store(nil)
@@ -283,7 +283,7 @@ func (c *Controller) linkDown(l *link) {
 
 func (c *Controller) presenceChanged(agent string) {
 	if p := c.presence.Load(); p != nil {
-		p.changed(agent)
+		p.pace.changed(agent)
 	}
 }
 

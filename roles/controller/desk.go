@@ -225,7 +225,6 @@ func (d *desk) apply(o *owned, ev roles.Event, extra ...coord.Write) {
 	d.count(o)
 	if len(writes) == 0 {
 		d.perform(o)
-		d.enqueue(o)
 		return
 	}
 	d.store(o, writes)
@@ -273,8 +272,8 @@ func (d *desk) feedOne(o *owned, next roles.State, change roles.Change) []coord.
 	for _, i := range more.Steps {
 		d.concerns(o, state.Steps[i].Agent)
 	}
-	d.unwait(o)
-	o.state, o.wants = state, wants
+	o.state = state
+	d.waitFor(o, wants)
 	return records(o.id, state, change.And(more))
 }
 
@@ -327,7 +326,6 @@ func (d *desk) stored(o *owned, err error) {
 	}
 	if o.writes == 0 && d.owned[o.id] == o {
 		d.perform(o)
-		d.enqueue(o)
 	}
 }
 

@@ -30,54 +30,71 @@ const (
 // is written is how it is at that time, so changes in between cost nothing. Safe for
 // concurrent use.
 type presence struct {
-	c     *Controller
-	s     *coord.Session
+	c    *Controller
+	s    *coord.Session
+	d    *desk // for its tasks, which end with the session
+	pace *pacer
+
+	mu sync.Mutex // held while looking and writing: whoever writes last has looked last
+}
+
+func newPresence(c *Controller, s *coord.Session, d *desk) *presence {
+	p := &presence{c: c, s: s, d: d}
+	p.pace = newPacer(d.ctx, &d.tasks, p.write)
+	return p
+}
+
+// pacer calls a function soon after each change of something that has a name, but
+// not much more often than once every presenceEvery. Safe for concurrent use.
+type pacer struct {
+	ctx   context.Context
 	tasks *tasks
-	ctx   context.Context // of the session
+	call  func(name string)
 
-	mu     sync.Mutex // guards agents
-	agents map[string]*presenceOf
+	mu    sync.Mutex // guards names
+	names map[string]*paced
 }
 
-// presenceOf is what is known of one agent's presence here.
-type presenceOf struct {
-	pace *rate.Limiter
-	due  bool // a write is to come, because of the pace
+type paced struct {
+	limit *rate.Limiter
+	due   bool // a call is to come
 }
 
-func newPresence(ctx context.Context, c *Controller, s *coord.Session, t *tasks) *presence {
-	return &presence{c: c, s: s, tasks: t, ctx: ctx, agents: map[string]*presenceOf{}}
+func newPacer(ctx context.Context, t *tasks, call func(string)) *pacer {
+	return &pacer{ctx: ctx, tasks: t, call: call, names: map[string]*paced{}}
 }
 
-// changed says that a link of an agent came or went.
-func (p *presence) changed(agent string) {
+// changed says that something changed. The call that follows begins after that.
+func (p *pacer) changed(name string) {
 	p.mu.Lock()
-	a := p.agents[agent]
-	if a == nil {
-		a = &presenceOf{pace: rate.NewLimiter(rate.Every(presenceEvery), presenceBurst)}
-		p.agents[agent] = a
+	n := p.names[name]
+	if n == nil {
+		n = &paced{limit: rate.NewLimiter(rate.Every(presenceEvery), presenceBurst)}
+		p.names[name] = n
 	}
-	if a.due {
+	if n.due {
 		p.mu.Unlock()
 		return
 	}
-	wait := a.pace.Reserve().Delay()
-	a.due = wait > 0
+	wait := n.limit.Reserve().Delay()
+	n.due = wait > 0
 	p.mu.Unlock()
 	if wait == 0 {
-		p.write(agent)
+		p.call(name)
 		return
 	}
 	p.tasks.do(func() {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
 		select {
-		case <-time.After(wait):
+		case <-timer.C:
 		case <-p.ctx.Done():
 			return
 		}
 		p.mu.Lock()
-		a.due = false
+		n.due = false
 		p.mu.Unlock()
-		p.write(agent)
+		p.call(name)
 	})
 }
 
@@ -85,7 +102,6 @@ func (p *presence) changed(agent string) {
 // record if it differs from what is stored.
 func (p *presence) write(agent string) {
 	key := linkKey(agent, p.c.cfg.Name)
-	// Whoever writes last must have looked last.
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	l := p.c.links.get(agent)
@@ -124,8 +140,8 @@ func (p *presence) record(l *link) {
 	}, func(res coord.Result, err error) {
 		if err == nil && !res.Won {
 			// Somebody changed the record meanwhile: with what is there now.
-			p.tasks.do(func() {
-				if p.c.member.View().Wait(p.ctx, res.Revision) == nil && l.ctx.Err() == nil {
+			p.d.tasks.do(func() {
+				if p.c.member.View().Wait(p.d.ctx, res.Revision) == nil && l.ctx.Err() == nil {
 					p.record(l)
 				}
 			})

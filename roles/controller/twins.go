@@ -140,7 +140,7 @@ func (c *Controller) soleAt(ctx context.Context, controller string, l *link) err
 		return err
 	})
 	if err != nil || !twins(there.GetHello().GetInstance(), l.hello.GetInstance()) {
-		return nil //nolint:nilerr // it holds no link, or cannot be asked
+		return nil // it holds no link, or cannot be asked
 	}
 	return c.refuseTwin(l, side{there.GetHello().GetHost(), there.GetFrom(), controller})
 }

@@ -170,7 +170,9 @@ func TestTwinsAtOneController(t *testing.T) {
 	one.instance = ""
 	one.number.Store(100)
 	last := one.opens(p)
-	<-back.ended
+	if err := <-back.ended; status.Code(err) != codes.Aborted {
+		t.Errorf("the link that was replaced ended with %v, want aborted", err)
+	}
 	last.lives(c1)
 }
 

@@ -153,16 +153,13 @@ func (h *wantHeap) Pop() any {
 	return last
 }
 
-// enqueue lets the steps of a request wait that could not be dispatched. While
-// something of the request is being stored that is put off: what a step gets by a
-// conditional transaction must rest on what is stored.
-func (d *desk) enqueue(o *owned) {
-	if o.granting != nil || o.writes > 0 || d.owned[o.id] != o {
-		return
-	}
-	for _, w := range o.wants {
+// waitFor lets the steps of a request wait that could not be dispatched.
+func (d *desk) waitFor(o *owned, wants []wanted) {
+	d.unwait(o)
+	o.wants = wants
+	for _, w := range wants {
 		d.waiting.add(w)
-		if w.limited {
+		if w.limited { // it may be only for its turn
 			for _, topic := range w.topics()[1:] {
 				d.waiting.due[topic] = true
 			}
@@ -228,6 +225,7 @@ func (d *desk) tryWaiter(top headed) bool {
 // request meanwhile waits in later.
 type granting struct {
 	key   string // of the step's record
+	agent string
 	state roles.State
 	slots []string
 	later []func()
@@ -242,7 +240,7 @@ func (d *desk) grant(o *owned, eff roles.Effect, off offer) bool {
 		d.log.Warn("agent not accepted", "request", o.id, "step", eff.Step, "agent", off.agent, "error", err)
 		return false
 	}
-	g := &granting{key: stepKey(o.id, eff.Step), state: next}
+	g := &granting{key: stepKey(o.id, eff.Step), agent: off.agent, state: next}
 	var tx coord.Tx
 	for _, gate := range off.gates {
 		key, mod, ok := d.slots.pick(gate, d.load)
@@ -296,12 +294,12 @@ func (d *desk) granted(o *owned, g *granting, res coord.Result, err error) {
 	next := o.state
 	if res.Won {
 		next = g.state
+		d.concerns(o, g.agent)
 	}
 	if writes := d.feedOne(o, next, roles.Change{}); len(writes) > 0 {
 		d.store(o, writes)
 	} else {
 		d.perform(o)
-		d.enqueue(o)
 	}
 	for _, f := range g.later {
 		f()
