@@ -11,4 +11,7 @@
 // Any controller answers any call of the API, from its own copy of the store.
 // What only the owner of a request may do is asked of it through the request's
 // inbox, and what only one node may do through an order to that node.
+//
+// DESIGN.md beside this file is about what several owners share: limits on steps,
+// the presence of agents, and machines that have one identity.
 package controller
