@@ -57,7 +57,7 @@ func TestWaiting(t *testing.T) {
 				// Nothing is fulfilled: of each want only the foremost is looked at.
 				var got, heads []waiter
 				for h := q.concerned(); h.Len() > 0; {
-					top := heap.Pop(h).(headed) //nolint:forcetypeassert,errcheck // only headed is pushed
+					top := heap.Pop(h).(headed) //nolint:forcetypeassert // only headed is pushed
 					heads = append(heads, top.head)
 					got = append(got, q.queues[top.want]...)
 				}
