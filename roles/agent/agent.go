@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	cryptorand "crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,8 +24,13 @@ type Agent struct {
 	deps    Deps
 	log     *slog.Logger
 	metrics Metrics
-	ready   chan struct{}
-	isReady sync.Once
+	// instance names this process in every hello. Of two that live at a time under one
+	// name (a machine and its clone: same certificate, same journal) the controllers
+	// can tell which is the newer, and refuse it. Random, because a clone has
+	// everything that is kept on disk.
+	instance string
+	ready    chan struct{}
+	isReady  sync.Once
 
 	// Set by Run before anything else uses them.
 	ctx      context.Context // of Run: attempts outlive the links they came by
@@ -77,14 +83,15 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	}
 	return &Agent{
 		cfg: cfg, deps: deps, log: deps.Log, metrics: deps.Metrics,
-		ready:  make(chan struct{}),
-		runs:   map[key]*run{},
-		links:  map[*link]struct{}{},
-		routes: map[string]*link{},
-		used:   map[string]int{},
-		direct: map[string]string{},
-		taken:  map[string]bool{},
-		house:  make(chan struct{}, 1),
+		instance: cryptorand.Text(),
+		ready:    make(chan struct{}),
+		runs:     map[key]*run{},
+		links:    map[*link]struct{}{},
+		routes:   map[string]*link{},
+		used:     map[string]int{},
+		direct:   map[string]string{},
+		taken:    map[string]bool{},
+		house:    make(chan struct{}, 1),
 	}, nil
 }
 

@@ -36,6 +36,7 @@ func TestHelloSaysWhoTheAgentIs(t *testing.T) {
 	want := &wire.Hello{
 		Name: "a1", Version: "v1", BootId: boot, Labels: map[string]string{"tier": "web"}, MaxAttempts: 7,
 		Generation: &wire.Generation{}, Journal: h.GetJournal(), Link: h.GetLink(), Host: h.GetHost(),
+		Instance: h.GetInstance(),
 	}
 	if diff := cmp.Diff(want, h, protocmp.Transform()); diff != "" {
 		t.Errorf("hello (-want +got):\n%s", diff)
@@ -48,6 +49,25 @@ func TestHelloSaysWhoTheAgentIs(t *testing.T) {
 	case <-a.Ready():
 	case <-time.After(patience):
 		t.Error("not ready after the welcome")
+	}
+}
+
+// A clone of a machine has its certificate and its journal. Only what a process makes
+// up tells the two apart.
+func TestInstanceIsThatOfTheProcess(t *testing.T) {
+	s := newStage(t)
+	first := s.l.hello
+	s.l.cut()
+	s.l = s.c.link()
+	if got := s.l.hello.GetInstance(); got == "" || got != first.GetInstance() {
+		t.Errorf("on the next link instance %q, on the first %q", got, first.GetInstance())
+	}
+	s.restart()
+	if got := s.l.hello.GetInstance(); got == "" || got == first.GetInstance() {
+		t.Errorf("the next process is instance %q again", got)
+	}
+	if s.l.hello.GetJournal().GetId() != first.GetJournal().GetId() {
+		t.Error("the next process has another journal")
 	}
 }
 

@@ -131,5 +131,6 @@ func (a *Agent) hello(id *wire.LinkID) *wire.Hello {
 		Name: a.cfg.Name, Version: a.cfg.Version, BootId: a.boot,
 		Journal: a.journalState(), Generation: generation.wire(), Link: id,
 		Labels: a.cfg.Labels, Host: host, MaxAttempts: uint32(a.cfg.MaxAttempts),
+		Instance: a.instance,
 	}
 }
