@@ -152,6 +152,14 @@ func (a *Agent) open(ctx context.Context) (unlock func(), err error) {
 	if err := durable.MkdirAll(attempts, 0o700); err != nil {
 		return nil, err
 	}
+	if os.Geteuid() == 0 {
+		// Steps of other users have to get through to the directories of their attempts.
+		for _, dir := range []string{a.cfg.DataDir, attempts} {
+			if err := os.Chmod(dir, 0o711); err != nil {
+				return nil, err
+			}
+		}
+	}
 	lock, err := os.OpenFile(filepath.Join(a.cfg.DataDir, fileLock), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err

@@ -391,6 +391,14 @@ func TestMalformedCommandsAreRefused(t *testing.T) {
 		"empty parameter": bad(func(c *wire.Start) { c.Params = map[string]string{"": "c"} }),
 		"timeout":         bad(func(c *wire.Start) { c.TimeoutNanos = -1 }),
 		"grace":           bad(func(c *wire.Start) { c.KillGraceNanos = -1 }),
+		"two commands":    bad(func(c *wire.Start) { c.Argv = []string{"true"} }),
+		"empty command":   bad(func(c *wire.Start) { c.Script, c.Argv = "", []string{""} }),
+		"option":          bad(func(c *wire.Start) { c.Script, c.Argv = "", []string{"-c", "true"} }),
+		"NUL in argv":     bad(func(c *wire.Start) { c.Script, c.Argv = "", []string{"echo", "\x00"} }),
+		"user is option":  bad(func(c *wire.Start) { c.RunAs = "-root" }),
+		"user is line":    bad(func(c *wire.Start) { c.RunAs = "root:x:0:0" }),
+		"env of a user":   bad(func(c *wire.Start) { c.RunAs, c.Env = "nobody", map[string]string{"a;reboot;": "c"} }),
+		"param of a user": bad(func(c *wire.Start) { c.RunAs, c.Params = "nobody", map[string]string{"a;reboot;": "c"} }),
 	} {
 		s.l.start(start)
 		r := s.l.refusal(wire.Refusal_START, key{start.GetRequest(), start.GetStep(), start.GetAttempt()})

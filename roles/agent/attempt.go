@@ -19,22 +19,33 @@ type attemptDir string
 func (d attemptDir) file(name string) string { return filepath.Join(string(d), name) }
 
 const (
-	fileScript = "script"
-	fileOutput = "output"
-	fileAlive  = "alive"
-	fileStatus = "status"
-	dirWork    = "work"
+	fileScript  = "script"
+	fileStdin   = "stdin"
+	fileEnv     = "environment"
+	fileOutputs = "outputs"
+	fileOutput  = "output"
+	fileAlive   = "alive"
+	fileStatus  = "status"
+	dirWork     = "work"
 )
 
 // errStartedBefore is returned when the directory of an attempt says that its command
 // has already been run.
 var errStartedBefore = errors.New("the attempt was started before, by a process that left no record of it")
 
-// prepare makes the directory anew, out of one in stock if it can. What an earlier
-// process of the agent prepared and never used is thrown away.
-func (d attemptDir) prepare(script string, stock *spares) error {
+// unused returns errStartedBefore unless no wrapper has begun here.
+func (d attemptDir) unused() error {
 	if _, err := os.Lstat(d.file(fileStatus)); err == nil {
 		return errStartedBefore
+	}
+	return nil
+}
+
+// prepare makes the directory anew, out of one in stock if it can. What an earlier
+// process of the agent prepared and never used is thrown away.
+func (d attemptDir) prepare(j job, stock *spares) error {
+	if err := d.unused(); err != nil {
+		return err
 	}
 	if !stock.give(d) {
 		if err := os.RemoveAll(string(d)); err != nil {
@@ -44,8 +55,25 @@ func (d attemptDir) prepare(script string, stock *spares) error {
 			return err
 		}
 	}
-	// Need not survive: after a power cut the script is not run again.
-	return os.WriteFile(d.file(fileScript), []byte(script), 0o700) //nolint:forbidigo // see above
+	files := []string{dirWork}
+	// Need not survive: after a power cut the attempt is not run again.
+	write := func(name string, text []byte, mode os.FileMode) error {
+		files = append(files, name)
+		return os.WriteFile(d.file(name), text, mode) //nolint:forbidigo // see above
+	}
+	err := write(fileScript, []byte(j.script), 0o700)
+	if err == nil && len(j.stdin) > 0 {
+		err = write(fileStdin, j.stdin, 0o600)
+	}
+	if err == nil && j.outputs {
+		err = write(fileOutputs, nil, 0o600)
+	}
+	if err == nil && j.as != nil {
+		if err = write(fileEnv, environmentScript(j.env), 0o600); err == nil {
+			err = j.as.own(d, files...)
+		}
+	}
+	return err
 }
 
 // make makes the directory with what is the same for all attempts.
@@ -59,14 +87,6 @@ func (d attemptDir) make() error {
 		return fmt.Errorf("make pipe: %w", err)
 	}
 	return nil
-}
-
-// command returns the command line that runs the attempt's script.
-func (d attemptDir) command(script string) []string {
-	if strings.HasPrefix(script, "#!") {
-		return []string{d.file(fileScript)}
-	}
-	return []string{shell, "-e", d.file(fileScript)}
 }
 
 // status is what the wrapper has written down.

@@ -210,6 +210,24 @@ func malformedStart(c *wire.Start) string {
 		return fmt.Sprintf("working directory %q: cannot exist", c.GetDir())
 	case c.GetTimeoutNanos() < 0 || c.GetKillGraceNanos() < 0:
 		return "timeout and kill grace must not be negative"
+	case c.GetScript() != "" && len(c.GetArgv()) > 0:
+		return "there is a script and a command line: only one of them can be run"
+	}
+	if p := malformedArgv(c.GetArgv()); p != "" {
+		return p
+	}
+	return malformedRunAs(c)
+}
+
+// malformedArgv says what is wrong with a command line.
+func malformedArgv(argv []string) string {
+	for i, arg := range argv {
+		switch {
+		case strings.Contains(arg, "\x00"):
+			return fmt.Sprintf("argument %d of the command line: cannot be passed", i)
+		case i == 0 && (arg == "" || strings.HasPrefix(arg, "-")): // the shell's exec would take it for an option
+			return fmt.Sprintf("command %q: no program can have this name", arg)
+		}
 	}
 	return ""
 }

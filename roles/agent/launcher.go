@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"context"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -75,13 +76,49 @@ func baseEnv() []string {
 	return env
 }
 
+// job is what an attempt runs, and how.
+type job struct {
+	script  string
+	command []string // what the wrapper runs
+	env     []string // of the command
+	work    string   // working directory
+	stdin   []byte   // standard input; empty: /dev/null
+	outputs bool     // the command may write values for others
+	as      *account // nil: as the agent
+}
+
+// job returns what a start asks for, to be run from the directory d.
+func (l *launcher) job(c *wire.Start, d attemptDir, as *account) job {
+	j := job{
+		script: c.GetScript(), command: c.GetArgv(), env: l.environment(c, d, as), work: c.GetDir(),
+		stdin: c.GetStdin(), outputs: len(c.GetOutputs()) > 0, as: as,
+	}
+	switch {
+	case len(j.command) > 0:
+	case strings.HasPrefix(j.script, "#!"):
+		j.command = []string{d.file(fileScript)}
+	default:
+		j.command = []string{shell, "-e", d.file(fileScript)}
+	}
+	if j.work == "" {
+		j.work = d.file(dirWork)
+	}
+	if as != nil {
+		j.command = as.wrap(d.file(fileEnv), j.command)
+	}
+	return j
+}
+
 // environment returns the environment of an attempt: the base, the step's own, and
 // what uac tells it, which nothing overrides.
-func (l *launcher) environment(c *wire.Start) []string {
+func (l *launcher) environment(c *wire.Start, d attemptDir, as *account) []string {
 	env := map[string]string{}
 	for _, kv := range l.base {
 		name, value, _ := strings.Cut(kv, "=")
 		env[name] = value
+	}
+	if as != nil {
+		env["HOME"], env["LOGNAME"], env["USER"] = as.home, as.name, as.name
 	}
 	maps.Copy(env, c.GetEnv())
 	for name, value := range c.GetParams() {
@@ -90,6 +127,9 @@ func (l *launcher) environment(c *wire.Start) []string {
 	env["UAC_REQUEST"] = c.GetRequest()
 	env["UAC_STEP"] = c.GetStep()
 	env["UAC_ATTEMPT"] = strconv.FormatUint(uint64(c.GetAttempt()), 10)
+	if len(c.GetOutputs()) > 0 {
+		env["UAC_OUTPUTS"] = d.file(fileOutputs)
+	}
 	list := make([]string, 0, len(env))
 	for _, name := range slices.Sorted(maps.Keys(env)) {
 		list = append(list, name+"="+env[name])
@@ -103,20 +143,24 @@ type process struct {
 	start uint64 // in ticks since boot: tells it from a later process with its pid
 }
 
-// launch starts the wrapper of a prepared attempt, which runs command in the working
-// directory. It returns the reading end of the attempt's pipe too. After an error
-// nothing was run.
-func (l *launcher) launch(d attemptDir, command []string, work string, env []string) (process, *os.File, error) {
-	if info, err := os.Stat(work); err != nil {
+// launch starts the wrapper of a prepared attempt. It returns the reading end of the
+// attempt's pipe too. After an error nothing was run.
+func (l *launcher) launch(ctx context.Context, d attemptDir, j job) (process, *os.File, error) {
+	if info, err := os.Stat(j.work); err != nil {
 		return process{}, nil, fmt.Errorf("working directory: %w", err)
 	} else if !info.IsDir() {
-		return process{}, nil, fmt.Errorf("working directory: %s is not a directory", work)
+		return process{}, nil, fmt.Errorf("working directory: %s is not a directory", j.work)
+	}
+	if j.as != nil {
+		if err := j.as.canUse(ctx, j.work, d.file(fileScript)); err != nil {
+			return process{}, nil, err
+		}
 	}
 	pipe, err := d.openAlive() // first, or the writing end cannot be opened
 	if err != nil {
 		return process{}, nil, err
 	}
-	p, err := l.fork(d, command, work, env)
+	p, err := l.fork(d, j)
 	if err != nil {
 		pipe.Close()
 		return process{}, nil, err
@@ -124,7 +168,7 @@ func (l *launcher) launch(d attemptDir, command []string, work string, env []str
 	return p, pipe, nil
 }
 
-func (l *launcher) fork(d attemptDir, command []string, work string, env []string) (process, error) {
+func (l *launcher) fork(d attemptDir, j job) (process, error) {
 	open := func(name string, flags int) (int, error) {
 		fd, err := unix.Open(name, flags|unix.O_CLOEXEC, 0o600)
 		if err != nil {
@@ -132,16 +176,28 @@ func (l *launcher) fork(d attemptDir, command []string, work string, env []strin
 		}
 		return fd, nil
 	}
-	null, err := open(os.DevNull, unix.O_RDONLY)
+	stdin := os.DevNull
+	if len(j.stdin) > 0 {
+		stdin = d.file(fileStdin)
+	}
+	in, err := open(stdin, unix.O_RDONLY)
 	if err != nil {
 		return process{}, err
 	}
-	defer unix.Close(null)
+	defer unix.Close(in)
 	out, err := open(d.file(fileOutput), unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_APPEND)
 	if err != nil {
 		return process{}, err
 	}
 	defer unix.Close(out)
+	env := j.env
+	if j.as != nil {
+		env = minimalEnv() // the step's own is set by the user, not by root
+		// The user may open it once more, as /dev/stdout.
+		if err := unix.Fchown(out, int(j.as.uid), int(j.as.gid)); err != nil {
+			return process{}, fmt.Errorf("give the output to the user: %w", err)
+		}
+	}
 	// From here until the wrapper has it the agent holds the pipe; after that, and if
 	// the agent dies, only the wrapper and its children do.
 	alive, err := open(d.file(fileAlive), unix.O_WRONLY|unix.O_NONBLOCK)
@@ -154,13 +210,16 @@ func (l *launcher) fork(d attemptDir, command []string, work string, env []strin
 	}
 	const closed = ^uintptr(0)
 	files := slices.Repeat([]uintptr{closed}, aliveFD+1)
-	files[0], files[1], files[2], files[aliveFD] = uintptr(null), uintptr(out), uintptr(out), uintptr(alive)
-	argv := append([]string{shell, l.wrapper, string(d)}, command...)
+	files[0], files[1], files[2], files[aliveFD] = uintptr(in), uintptr(out), uintptr(out), uintptr(alive)
+	argv := append([]string{shell, l.wrapper, string(d)}, j.command...)
 	pid, err := syscall.ForkExec(shell, argv, &syscall.ProcAttr{
-		Dir: work, Env: env, Files: files, Sys: &syscall.SysProcAttr{Setsid: true},
+		Dir: j.work, Env: env, Files: files, Sys: &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
 		return process{}, fmt.Errorf("start %s: %w", shell, err)
+	}
+	if len(j.stdin) > 0 {
+		_ = os.Remove(stdin) // the command has it open; it goes with the directory otherwise
 	}
 	p := process{pid: pid}
 	if st, err := readStat(pid); err == nil {

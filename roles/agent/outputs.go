@@ -83,6 +83,8 @@ func (o *outputs) keep(k key, now time.Time) {
 	if err != nil && !errors.Is(err, syscall.ENOENT) {
 		o.log.Warn("cannot remove a working directory", "err", err)
 	}
+	_ = os.Remove(d.file(fileStdin)) // an agent that died may have left it
+	_ = os.Remove(d.file(fileEnv))
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.add(keptOutput{name: k.dir(), since: now, size: outputSize(d)})

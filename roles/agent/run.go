@@ -79,7 +79,7 @@ func (a *Agent) begin(ctx context.Context, r *run, c *wire.Start, seq uint64, qu
 	a.deps.Point(pointIntentAppended)
 	// While the intent goes to disk the directory can be made: it means nothing
 	// without the intent.
-	err := r.dir.prepare(c.GetScript(), a.spares)
+	j, err := a.prepare(ctx, r, c)
 	a.deps.Point(pointPrepared)
 	if a.journal.wait(ctx, seq) != nil {
 		return
@@ -88,6 +88,8 @@ func (a *Agent) begin(ctx context.Context, r *run, c *wire.Start, seq uint64, qu
 	switch {
 	case errors.Is(err, errStartedBefore):
 		a.end(ctx, r, record{Phase: phaseUnknown, Reason: err.Error()})
+		return
+	case ctx.Err() != nil:
 		return
 	case err != nil:
 		a.end(ctx, r, record{Phase: phaseNever, Reason: fmt.Sprintf("could not be prepared: %v", err)})
@@ -101,15 +103,13 @@ func (a *Agent) begin(ctx context.Context, r *run, c *wire.Start, seq uint64, qu
 		return
 	}
 	queued()
-	work := c.GetDir()
-	if work == "" {
-		work = r.dir.file(dirWork)
-	}
-	command, env := r.dir.command(c.GetScript()), a.launcher.environment(c)
-	c = nil // the script may be large and the attempt long
 	a.deps.Point(pointForking)
-	p, pipe, err := a.launcher.launch(r.dir, command, work, env)
-	if err != nil {
+	p, pipe, err := a.launcher.launch(ctx, r.dir, j)
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return
+	default:
 		a.end(ctx, r, record{Phase: phaseNever, Reason: fmt.Sprintf("could not be started: %v", err)})
 		return
 	}
@@ -129,6 +129,22 @@ func (a *Agent) begin(ctx context.Context, r *run, c *wire.Start, seq uint64, qu
 	a.deps.Point(pointLaunched)
 	a.runners.Go(a.stock)
 	a.attend(ctx, r, p, pipe)
+}
+
+// prepare finds out as whom the attempt is to run, and makes its directory.
+func (a *Agent) prepare(ctx context.Context, r *run, c *wire.Start) (job, error) {
+	if err := r.dir.unused(); err != nil {
+		return job{}, err
+	}
+	var as *account
+	if c.GetRunAs() != "" {
+		var err error
+		if as, err = lookupAccount(ctx, c.GetRunAs(), os.Geteuid()); err != nil {
+			return job{}, err
+		}
+	}
+	j := a.launcher.job(c, r.dir, as)
+	return j, r.dir.prepare(j, a.spares)
 }
 
 // stock makes directories for the next attempts.

@@ -16,14 +16,12 @@ set -C
 # signal, is not inherited; it runs after the command has ended.
 trap : HUP INT QUIT TERM USR1 USR2 PIPE ALRM
 
-run() {
-	shift
-	"$@"
-}
-
 # From here on the command counts as having run.
 printf 'started %d\n' "$$" >"$1/status" || exit 125
-run "$@"
+(
+	shift
+	exec "$@"
+)
 code=$?
 
 # The last word proves that the line is whole. There is room for it even when the disk

@@ -36,10 +36,24 @@ func launchIn(t testing.TB, dir attemptDir, script string, env map[string]string
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := dir.prepare(script, spare(t, dir)); err != nil {
+	j := l.job(&wire.Start{Request: "R", Step: "s", Attempt: 1, Script: script, Env: env}, dir, nil)
+	if err := dir.prepare(j, spare(t, dir)); err != nil {
 		t.Fatal(err)
 	}
-	return launchPrepared(t, l, dir, script, env)
+	return launchPrepared(t, l, dir, j)
+}
+
+// newTestLauncher returns a launcher and the name of a directory for an attempt, which
+// any user may pass through to.
+func newTestLauncher(t testing.TB) (*launcher, attemptDir) {
+	t.Helper()
+	root := t.TempDir()
+	letPass(t, root)
+	l, err := newLauncher(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, attemptDir(filepath.Join(root, "attempt"))
 }
 
 // spare returns spare directories on the file system where dir will be.
@@ -52,10 +66,9 @@ func spare(t testing.TB, dir attemptDir) *spares {
 	return s
 }
 
-func launchPrepared(t testing.TB, l *launcher, dir attemptDir, script string, env map[string]string) *wrapped {
+func launchPrepared(t testing.TB, l *launcher, dir attemptDir, j job) *wrapped {
 	t.Helper()
-	c := &wire.Start{Request: "R", Step: "s", Attempt: 1, Env: env}
-	p, pipe, err := l.launch(dir, dir.command(script), dir.file(dirWork), l.environment(c))
+	p, pipe, err := l.launch(t.Context(), dir, j)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -323,7 +336,7 @@ func TestASecondWrapperRunsNothing(t *testing.T) {
 	if code := w.code(); code != 0 {
 		t.Fatal(code)
 	}
-	if err := dir.prepare(script, spare(t, dir)); !errors.Is(err, errStartedBefore) {
+	if err := dir.prepare(job{script: script}, spare(t, dir)); !errors.Is(err, errStartedBefore) {
 		t.Errorf("prepare a directory that was used: %v", err)
 	}
 	// Even if somebody launched it all the same.
@@ -334,7 +347,7 @@ func TestASecondWrapperRunsNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	again := launchPrepared(t, l, dir, script, nil)
+	again := launchPrepared(t, l, dir, l.job(&wire.Start{Script: script}, dir, nil))
 	for again.news() {
 	}
 	if got := readFile(t, ledger); got != "ran\n" {
@@ -344,7 +357,7 @@ func TestASecondWrapperRunsNothing(t *testing.T) {
 
 func TestPrepareThrowsAwayWhatWasNeverUsed(t *testing.T) {
 	dir := attemptDir(filepath.Join(t.TempDir(), "attempt"))
-	if err := dir.prepare("echo old", spare(t, dir)); err != nil {
+	if err := dir.prepare(job{script: "echo old"}, spare(t, dir)); err != nil {
 		t.Fatal(err)
 	}
 	w := launchIn(t, dir, "echo new", nil)
@@ -407,10 +420,11 @@ func TestLaunchThatFailsRunsNothing(t *testing.T) {
 	}
 	for name, tt := range tests {
 		dir := attemptDir(filepath.Join(t.TempDir(), "attempt"))
-		if err := dir.prepare("true", spare(t, dir)); err != nil {
+		j := job{script: "true", command: []string{"true"}, work: tt.work, env: tt.env}
+		if err := dir.prepare(j, spare(t, dir)); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := l.launch(dir, dir.command("true"), tt.work, tt.env); err == nil {
+		if _, _, err := l.launch(t.Context(), dir, j); err == nil {
 			t.Errorf("%s: launched", name)
 		}
 		if dir.said().started {
