@@ -309,7 +309,10 @@ func (p process) session() ([]int, error) {
 	return members, nil
 }
 
-// holders returns the processes, without this one, that have the file open.
+// holders returns the processes, without this one, that have the file open for writing.
+// Those that only read it do not matter and must not be killed with the others: such a
+// one may be a child that this process was just forking for another attempt, which has
+// all its files until it runs a program of its own.
 func holders(path string) ([]int, error) {
 	var want unix.Stat_t
 	if err := unix.Stat(path, &want); err != nil {
@@ -331,13 +334,29 @@ func holders(path string) ([]int, error) {
 		}
 		for _, fd := range fds {
 			var have unix.Stat_t
-			if unix.Stat(filepath.Join(dir, fd.Name()), &have) == nil && have.Dev == want.Dev && have.Ino == want.Ino {
+			if unix.Stat(filepath.Join(dir, fd.Name()), &have) == nil && have.Dev == want.Dev && have.Ino == want.Ino && writes(st.pid, fd.Name()) {
 				pids = append(pids, st.pid)
 				break
 			}
 		}
 	}
 	return pids, nil
+}
+
+// writes reports whether a process has the file open for writing that its descriptor fd
+// leads to.
+func writes(pid int, fd string) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%s", pid, fd))
+	if err != nil {
+		return false // gone
+	}
+	for line := range strings.Lines(string(text)) {
+		if octal, ok := strings.CutPrefix(line, "flags:"); ok {
+			flags, err := strconv.ParseUint(strings.TrimSpace(octal), 8, 32)
+			return err == nil && flags&unix.O_ACCMODE != unix.O_RDONLY
+		}
+	}
+	return false
 }
 
 // signal sends sig to every process of the session: to the group at once, and to

@@ -292,6 +292,13 @@ func TestExitIsToldWhileAChildLivesOn(t *testing.T) {
 	if members, err := w.session(); err != nil || !slices.Equal(members, []int{pid}) {
 		t.Errorf("session %v, %v; want %d", members, err, pid)
 	}
+	// Somebody who only reads the pipe is none.
+	reader := exec.Command("sleep", "1000")
+	reader.ExtraFiles = []*os.File{w.pipe}
+	if err := reader.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = reader.Process.Kill(); _ = reader.Wait() }()
 	if pids, err := holders(w.file(fileAlive)); err != nil || !slices.Equal(pids, []int{pid}) {
 		t.Errorf("holders %v, %v; want %d", pids, err, pid)
 	}
