@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -85,6 +86,9 @@ func wantEnd(t testing.TB, r *wire.Report, want *wire.End) {
 	got := r.GetAttempt().GetEnd()
 	if got.GetCode() != want.GetCode() || got.GetSignal() != want.GetSignal() || got.GetStopped() != want.GetStopped() {
 		t.Errorf("end is {%v}, want {%v}", got, want)
+	}
+	if want.Outputs != nil && !maps.Equal(got.GetOutputs(), want.GetOutputs()) {
+		t.Errorf("outputs are %q, want %q", got.GetOutputs(), want.GetOutputs())
 	}
 	if want.GetReason() != "" && !strings.Contains(got.GetReason(), want.GetReason()) {
 		t.Errorf("reason %q, want %q in it", got.GetReason(), want.GetReason())
@@ -395,6 +399,8 @@ func TestMalformedCommandsAreRefused(t *testing.T) {
 		"empty command":   bad(func(c *wire.Start) { c.Script, c.Argv = "", []string{""} }),
 		"option":          bad(func(c *wire.Start) { c.Script, c.Argv = "", []string{"-c", "true"} }),
 		"NUL in argv":     bad(func(c *wire.Start) { c.Script, c.Argv = "", []string{"echo", "\x00"} }),
+		"output with =":   bad(func(c *wire.Start) { c.Outputs = []string{"a=b"} }),
+		"output twice":    bad(func(c *wire.Start) { c.Outputs = []string{"a", "a"} }),
 		"user is option":  bad(func(c *wire.Start) { c.RunAs = "-root" }),
 		"user is line":    bad(func(c *wire.Start) { c.RunAs = "root:x:0:0" }),
 		"env of a user":   bad(func(c *wire.Start) { c.RunAs, c.Env = "nobody", map[string]string{"a;reboot;": "c"} }),

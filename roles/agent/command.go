@@ -216,6 +216,9 @@ func malformedStart(c *wire.Start) string {
 	if p := malformedArgv(c.GetArgv()); p != "" {
 		return p
 	}
+	if p := malformedOutputs(c.GetOutputs()); p != "" {
+		return p
+	}
 	return malformedRunAs(c)
 }
 

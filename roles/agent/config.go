@@ -164,7 +164,7 @@ type Point string
 func Points() []Point {
 	return []Point{
 		pointIntentAppended, pointPrepared, pointIntentDurable, pointForking, pointForked, pointLaunched,
-		pointExitSeen, pointExitDurable, pointReportSent, pointAckAppended,
+		pointExitSeen, pointOutputsRead, pointExitDurable, pointReportSent, pointAckAppended,
 		pointNeverDurable, pointStopAppended, pointKillingDurable, pointFenceDurable,
 		pointCompacting, pointCompacted,
 	}
@@ -178,6 +178,7 @@ const (
 	pointForked         Point = "forked"
 	pointLaunched       Point = "launched"
 	pointExitSeen       Point = "exit-seen"
+	pointOutputsRead    Point = "outputs-read"
 	pointExitDurable    Point = "exit-durable"
 	pointReportSent     Point = "report-sent"
 	pointAckAppended    Point = "ack-appended"

@@ -132,7 +132,7 @@ type owner struct {
 func (o *owner) steps() map[string]string {
 	note := func(step string) string { return fmt.Sprintf("echo %s >>%s\n", step, o.ledger) }
 	return map[string]string{
-		"ok":   note("ok"),
+		"ok":   note("ok") + "echo a=1 >>$UAC_OUTPUTS",
 		"fail": note("fail") + "exit 3",
 		"slow": "trap '' TERM\n" + note("slow") + "while :; do sleep 0.01; done",
 	}
@@ -168,6 +168,9 @@ func (o *owner) dispatch(l *testLink, step string, state wire.State) {
 	case state == wire.State_STATE_UNSPECIFIED, state == wire.State_INTENDED:
 		start := startOf(k, o.revision, o.steps()[step])
 		start.KillGraceNanos = int64(20 * time.Millisecond)
+		if step == "ok" {
+			start.Outputs = []string{"a"}
+		}
 		o.send(l, &wire.ControllerMessage{Body: &wire.ControllerMessage_Start{Start: start}})
 	}
 }
@@ -255,6 +258,9 @@ func (o *owner) check() {
 		at := o.ends[step]
 		if at.GetState() != w.state || at.GetEnd().GetCode() != w.code {
 			o.t.Errorf("%s ended as %v, want %v with %d", step, at, w.state, w.code)
+		}
+		if got := at.GetEnd().GetOutputs()["a"]; step == "ok" && got != "1" {
+			o.t.Errorf("%s has output %q, want 1", step, got)
 		}
 		if n := o.noted(step); n != w.ran {
 			o.t.Errorf("%s ran %d times, want %d", step, n, w.ran)

@@ -59,6 +59,10 @@ type attempt struct {
 	Signal   int32  `json:"signal,omitempty"`
 	Reason   string `json:"reason,omitempty"`
 	Acked    bool   `json:"acked,omitempty"`
+	// Names of the outputs that are wanted, until the end, and what they are, from the
+	// end to its acknowledgement.
+	Wanted  []string          `json:"wanted,omitempty"`
+	Outputs map[string]string `json:"outputs,omitempty"`
 
 	// Of this process: when its end was last reported, and how often again.
 	sentAt time.Time
@@ -119,7 +123,7 @@ func (l *ledger) apply(rec record) error {
 			break // no decision makes this; an end stays in any case
 		}
 		s.Highest = max(s.Highest, rec.Attempt)
-		s.Attempts[rec.Attempt] = &attempt{Phase: phaseAccepted, Boot: rec.Boot, Timeout: rec.Timeout, Grace: rec.Grace}
+		s.Attempts[rec.Attempt] = &attempt{Phase: phaseAccepted, Boot: rec.Boot, Timeout: rec.Timeout, Grace: rec.Grace, Wanted: rec.Wanted}
 		s.forget()
 	case kindLaunched:
 		if a := l.attempt(rec.key()); a != nil && !a.Phase.ended() {
@@ -151,6 +155,7 @@ func (l *ledger) apply(rec record) error {
 		}
 		a.Phase, a.Ended = rec.Phase, rec.Time
 		a.Code, a.Signal, a.Reason = rec.Code, rec.Signal, rec.Reason
+		a.Wanted, a.Outputs = nil, rec.Outputs
 		s.forget()
 	case kindAck:
 		r := l.requests[rec.Request]
@@ -159,7 +164,7 @@ func (l *ledger) apply(rec record) error {
 		}
 		r.Fence = maxFence(r.Fence, rec.Fence)
 		if a := l.attempt(rec.key()); a != nil && a.Phase.ended() {
-			a.Acked = true
+			a.Acked, a.Outputs = true, nil // whoever acknowledges has them; they may be large
 			r.Steps[rec.Step].forget()
 		}
 		if rec.Final && !r.Final {
@@ -275,7 +280,7 @@ func (l *ledger) start(c *wire.Start, boot string, defaultGrace time.Duration) d
 	}
 	intent := record{
 		Kind: kindIntent, Request: k.request, Step: k.step, Attempt: k.attempt, Fence: f,
-		Boot: boot, Timeout: c.GetTimeoutNanos(), Grace: cmp.Or(c.GetKillGraceNanos(), int64(defaultGrace)),
+		Boot: boot, Timeout: c.GetTimeoutNanos(), Grace: cmp.Or(c.GetKillGraceNanos(), int64(defaultGrace)), Wanted: c.GetOutputs(),
 	}
 	if r == nil || r.Steps[k.step] == nil {
 		if r != nil && r.Final {
@@ -444,7 +449,7 @@ func (a *attempt) describe(k key) *wire.Attempt {
 	}
 	if a.Phase.ended() {
 		w.EndedUnixNano = a.Ended
-		w.End = &wire.End{Code: a.Code, Signal: a.Signal, Stopped: a.Stop.wire(), Reason: a.Reason}
+		w.End = &wire.End{Code: a.Code, Signal: a.Signal, Stopped: a.Stop.wire(), Reason: a.Reason, Outputs: a.Outputs}
 	} else {
 		w.Stopping = a.Stop.wire()
 	}

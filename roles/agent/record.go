@@ -48,24 +48,26 @@ type record struct {
 	Attempt uint32 `json:"attempt,omitempty"`
 	Fence   fence  `json:"fence,omitzero"`
 
-	Version    int        `json:"version,omitempty"`   // journal
-	ID         string     `json:"id,omitempty"`        // journal
-	Generation generation `json:"generation,omitzero"` // state, generation
-	Opens      uint32     `json:"opens,omitempty"`     // state, opened
-	Floor      fence      `json:"floor,omitzero"`      // state
-	Whole      *request   `json:"whole,omitempty"`     // request
-	Boot       string     `json:"boot,omitempty"`      // opened, intent
-	Timeout    int64      `json:"timeout,omitempty"`   // intent; nanoseconds
-	Grace      int64      `json:"grace,omitempty"`     // intent; nanoseconds
-	Pid        int        `json:"pid,omitempty"`       // opened, launched
-	PidStart   uint64     `json:"pid_start,omitempty"` // launched; ticks since boot
-	BootTime   int64      `json:"boot_time,omitempty"` // launched; nanoseconds since boot
-	Stop       stop       `json:"stop,omitempty"`      // stop
-	Phase      phase      `json:"phase,omitempty"`     // end
-	Code       int32      `json:"code,omitempty"`      // end
-	Signal     int32      `json:"signal,omitempty"`    // end
-	Reason     string     `json:"reason,omitempty"`    // end
-	Final      bool       `json:"final,omitempty"`     // ack
+	Version    int               `json:"version,omitempty"`   // journal
+	ID         string            `json:"id,omitempty"`        // journal
+	Generation generation        `json:"generation,omitzero"` // state, generation
+	Opens      uint32            `json:"opens,omitempty"`     // state, opened
+	Floor      fence             `json:"floor,omitzero"`      // state
+	Whole      *request          `json:"whole,omitempty"`     // request
+	Boot       string            `json:"boot,omitempty"`      // opened, intent
+	Timeout    int64             `json:"timeout,omitempty"`   // intent; nanoseconds
+	Grace      int64             `json:"grace,omitempty"`     // intent; nanoseconds
+	Wanted     []string          `json:"wanted,omitempty"`    // intent; names of outputs
+	Pid        int               `json:"pid,omitempty"`       // opened, launched
+	PidStart   uint64            `json:"pid_start,omitempty"` // launched; ticks since boot
+	BootTime   int64             `json:"boot_time,omitempty"` // launched; nanoseconds since boot
+	Stop       stop              `json:"stop,omitempty"`      // stop
+	Phase      phase             `json:"phase,omitempty"`     // end
+	Code       int32             `json:"code,omitempty"`      // end
+	Signal     int32             `json:"signal,omitempty"`    // end
+	Reason     string            `json:"reason,omitempty"`    // end
+	Outputs    map[string]string `json:"outputs,omitempty"`   // end
+	Final      bool              `json:"final,omitempty"`     // ack
 }
 
 func (r record) key() key { return key{r.Request, r.Step, r.Attempt} }

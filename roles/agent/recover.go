@@ -79,6 +79,7 @@ func (a *Agent) recoverAttempt(ctx context.Context, k key) error {
 		if info, err := os.Stat(r.dir.file(fileStatus)); err == nil && v == verdictExited {
 			rec.Time = info.ModTime().UnixNano()
 		}
+		a.capture(r, e, &rec)
 		a.end(ctx, r, rec)
 	}
 	if pipe != nil {

@@ -23,6 +23,7 @@ import (
 type found struct {
 	records   []record          // after the intent
 	otherBoot bool              // the intent is of another boot
+	wanted    []string          // names of outputs
 	files     map[string]string // in the attempt's directory; nil: there is none
 	noPipe    bool              // the directory has no pipe
 	held      bool              // somebody holds the pipe
@@ -40,7 +41,7 @@ func (f found) lay(t *testing.T, w *testWorld) {
 		boot = "another boot"
 	}
 	in := intent(k1, 5)
-	in.Boot, in.Grace = boot, 1
+	in.Boot, in.Grace, in.Wanted = boot, 1, f.wanted
 	records := []record{in}
 	for _, rec := range f.records {
 		rec.Request, rec.Step, rec.Attempt = "R", "s", 1
@@ -129,6 +130,10 @@ func TestRestartConcludes(t *testing.T) {
 		{"end torn in the journal, exit on disk", found{records: []record{launched, ended}, files: files(fileStatus, gone+"exit 3 end\n"), torn: 5}, wire.State_EXITED, &wire.End{Code: 3}},
 		{"end torn in the journal, exit lost", found{records: []record{launched, ended}, files: files(fileStatus, gone), torn: 5}, wire.State_UNKNOWN, &wire.End{}},
 
+		{"exited with outputs", found{wanted: []string{"a"}, files: files(fileStatus, gone+"exit 3 end\n", fileOutputs, "a=1\nb=2\n")}, wire.State_EXITED, &wire.End{Code: 3, Outputs: map[string]string{"a": "1"}, Reason: `line 2: "b" is not among`}},
+		{"exited, outputs gone", found{wanted: []string{"a"}, files: files(fileStatus, gone+"exit 0 end\n")}, wire.State_EXITED, &wire.End{Outputs: map[string]string{}, Reason: "no such file"}},
+		{"end recorded with outputs, file changed since", found{wanted: []string{"a"}, records: []record{{Kind: kindEnd, Phase: phaseExited, Outputs: map[string]string{"a": "1"}}}, files: files(fileStatus, gone+"exit 0 end\n", fileOutputs, "a=2\n")}, wire.State_EXITED, &wire.End{Outputs: map[string]string{"a": "1"}}},
+		{"other boot: exited with outputs", found{otherBoot: true, wanted: []string{"a"}, files: files(fileStatus, gone+"exit 3 end\n", fileOutputs, "a=1\n")}, wire.State_EXITED, &wire.End{Code: 3, Outputs: map[string]string{}, Reason: "outputs: lost"}},
 		{"other boot: intent", found{otherBoot: true, files: files()}, wire.State_UNKNOWN, &wire.End{Reason: "booted"}},
 		{"other boot: no directory", found{otherBoot: true}, wire.State_UNKNOWN, &wire.End{Reason: "booted"}},
 		{"other boot: running", found{otherBoot: true, records: []record{launched}, files: files(fileStatus, gone)}, wire.State_UNKNOWN, &wire.End{}},

@@ -322,8 +322,30 @@ func (a *Agent) finished(ctx context.Context, r *run, p process, gone bool) bool
 		// Nobody but this process could start it, and it will not: that is an end.
 		rec = record{Phase: phaseNever, Reason: "its wrapper ended before it could run the command"}
 	}
+	a.capture(r, e, &rec)
 	a.end(ctx, r, rec)
 	return true
+}
+
+// capture adds to the record of an end what the command has written as outputs. They
+// are read once, and are on disk with the end.
+func (a *Agent) capture(r *run, e evidence, rec *record) {
+	if rec.Phase != phaseExited {
+		return
+	}
+	a.mu.Lock()
+	wanted := a.ledger.attempt(r.key).Wanted
+	a.mu.Unlock()
+	switch {
+	case len(wanted) == 0:
+		return
+	case !e.sameBoot:
+		// The exit status has reached the disk, but nobody knows how much of the outputs.
+		rec.Reason = "outputs: lost, the machine was booted before they were recorded"
+	default:
+		rec.Outputs, rec.Reason = r.dir.values(wanted)
+	}
+	a.deps.Point(pointOutputsRead)
 }
 
 // record returns the end that a verdict means; for verdictRunning and verdictNeverRan
