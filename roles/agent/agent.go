@@ -40,6 +40,7 @@ type Agent struct {
 	spares   *spares
 	reaper   *reaper
 	outputs  *outputs
+	limiter  *limiter
 	slots    chan struct{}           // one for each attempt that runs
 	fail     context.CancelCauseFunc // ends Run
 	house    chan struct{}           // something is to be tidied up
@@ -130,6 +131,7 @@ func (a *Agent) Run(ctx context.Context) error {
 
 	var wg sync.WaitGroup
 	wg.Go(func() { a.reaper.run(ctx) })
+	wg.Go(func() { a.limiter.run(ctx) })
 	if err := a.recover(ctx); err != nil {
 		a.fail(err)
 	}
@@ -193,6 +195,7 @@ func (a *Agent) open(ctx context.Context) (unlock func(), err error) {
 	a.stock()
 	a.reaper = newReaper()
 	a.outputs = newOutputs(attempts, a.cfg, a.log)
+	a.limiter = newLimiter(a.log)
 	a.slots = make(chan struct{}, a.cfg.MaxAttempts)
 	return func() { lock.Close() }, nil
 }

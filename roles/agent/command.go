@@ -210,6 +210,8 @@ func malformedStart(c *wire.Start) string {
 		return fmt.Sprintf("working directory %q: cannot exist", c.GetDir())
 	case c.GetTimeoutNanos() < 0 || c.GetKillGraceNanos() < 0:
 		return "timeout and kill grace must not be negative"
+	case c.GetOutputLimit() < 0:
+		return "the limit of the output must not be negative"
 	case c.GetScript() != "" && len(c.GetArgv()) > 0:
 		return "there is a script and a command line: only one of them can be run"
 	}

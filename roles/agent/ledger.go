@@ -59,6 +59,10 @@ type attempt struct {
 	Signal   int32  `json:"signal,omitempty"`
 	Reason   string `json:"reason,omitempty"`
 	Acked    bool   `json:"acked,omitempty"`
+	// Limit of the output in bytes, 0 for none, and how many bytes more were written. A
+	// restart finds that out again while the attempt runs.
+	Limit   int64 `json:"limit,omitempty"`
+	Dropped int64 `json:"dropped,omitempty"`
 	// Names of the outputs that are wanted, until the end, and what they are, from the
 	// end to its acknowledgement.
 	Wanted  []string          `json:"wanted,omitempty"`
@@ -123,7 +127,7 @@ func (l *ledger) apply(rec record) error {
 			break // no decision makes this; an end stays in any case
 		}
 		s.Highest = max(s.Highest, rec.Attempt)
-		s.Attempts[rec.Attempt] = &attempt{Phase: phaseAccepted, Boot: rec.Boot, Timeout: rec.Timeout, Grace: rec.Grace, Wanted: rec.Wanted}
+		s.Attempts[rec.Attempt] = &attempt{Phase: phaseAccepted, Boot: rec.Boot, Timeout: rec.Timeout, Grace: rec.Grace, Wanted: rec.Wanted, Limit: rec.Limit}
 		s.forget()
 	case kindLaunched:
 		if a := l.attempt(rec.key()); a != nil && !a.Phase.ended() {
@@ -155,7 +159,7 @@ func (l *ledger) apply(rec record) error {
 		}
 		a.Phase, a.Ended = rec.Phase, rec.Time
 		a.Code, a.Signal, a.Reason = rec.Code, rec.Signal, rec.Reason
-		a.Wanted, a.Outputs = nil, rec.Outputs
+		a.Wanted, a.Outputs, a.Dropped = nil, rec.Outputs, rec.Dropped
 		s.forget()
 	case kindAck:
 		r := l.requests[rec.Request]
@@ -280,7 +284,7 @@ func (l *ledger) start(c *wire.Start, boot string, defaultGrace time.Duration) d
 	}
 	intent := record{
 		Kind: kindIntent, Request: k.request, Step: k.step, Attempt: k.attempt, Fence: f,
-		Boot: boot, Timeout: c.GetTimeoutNanos(), Grace: cmp.Or(c.GetKillGraceNanos(), int64(defaultGrace)), Wanted: c.GetOutputs(),
+		Boot: boot, Timeout: c.GetTimeoutNanos(), Grace: cmp.Or(c.GetKillGraceNanos(), int64(defaultGrace)), Wanted: c.GetOutputs(), Limit: c.GetOutputLimit(),
 	}
 	if r == nil || r.Steps[k.step] == nil {
 		if r != nil && r.Final {
@@ -446,6 +450,7 @@ func (a *attempt) describe(k key) *wire.Attempt {
 		State:           a.Phase.wire(),
 		StartedUnixNano: a.Started,
 		Acknowledged:    a.Acked,
+		OutputDropped:   a.Dropped,
 	}
 	if a.Phase.ended() {
 		w.EndedUnixNano = a.Ended

@@ -112,7 +112,7 @@ func (a *Agent) copyOutput(ctx context.Context, q *wire.ReadOutput, send func(*w
 	left := q.GetLimit()
 	for {
 		// Before reading: what is written after the end is no part of the output.
-		over, known := a.isOver(k)
+		over, known, view := a.outputState(k)
 		if file == nil {
 			f, err := os.Open(a.dir(k).file(fileOutput))
 			switch {
@@ -130,7 +130,8 @@ func (a *Agent) copyOutput(ctx context.Context, q *wire.ReadOutput, send func(*w
 				size = min(size, left)
 			}
 			buf := make([]byte, size)
-			n, err := file.ReadAt(buf, offset)
+			view.file = file
+			n, err := view.ReadAt(buf, offset)
 			if n > 0 {
 				if !send(&wire.OutputChunk{Id: q.GetId(), Offset: offset, Data: buf[:n]}) {
 					return nil
@@ -159,11 +160,18 @@ func (a *Agent) copyOutput(ctx context.Context, q *wire.ReadOutput, send func(*w
 	}
 }
 
-// isOver reports whether an attempt will produce no more output, and whether the
-// agent still knows of it.
-func (a *Agent) isOver(k key) (over, known bool) {
+// outputState reports whether an attempt will produce no more output, whether the agent
+// still knows of it, and how its output is to be read.
+func (a *Agent) outputState(k key) (over, known bool, view outputView) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	at := a.ledger.attempt(k)
-	return at == nil || at.Phase.ended(), at != nil
+	if at == nil {
+		return true, false, view
+	}
+	view.limit = at.Limit
+	if at.Phase.ended() {
+		view.line = droppedLine(at.Limit, at.Dropped)
+	}
+	return at.Phase.ended(), true, view
 }

@@ -60,12 +60,13 @@ func (o *outputs) load(matter map[string]bool) error {
 	return nil
 }
 
+// outputSize returns how much room the output takes. A hole takes none.
 func outputSize(d attemptDir) int64 {
-	info, err := os.Stat(d.file(fileOutput))
-	if err != nil {
+	var st syscall.Stat_t
+	if err := syscall.Stat(d.file(fileOutput), &st); err != nil {
 		return 0
 	}
-	return info.Size()
+	return min(st.Size, st.Blocks*512)
 }
 
 // keep says that an attempt is acknowledged. Its working directory goes at once.

@@ -58,6 +58,7 @@ type record struct {
 	Timeout    int64             `json:"timeout,omitempty"`   // intent; nanoseconds
 	Grace      int64             `json:"grace,omitempty"`     // intent; nanoseconds
 	Wanted     []string          `json:"wanted,omitempty"`    // intent; names of outputs
+	Limit      int64             `json:"limit,omitempty"`     // intent; bytes of output
 	Pid        int               `json:"pid,omitempty"`       // opened, launched
 	PidStart   uint64            `json:"pid_start,omitempty"` // launched; ticks since boot
 	BootTime   int64             `json:"boot_time,omitempty"` // launched; nanoseconds since boot
@@ -67,6 +68,7 @@ type record struct {
 	Signal     int32             `json:"signal,omitempty"`    // end
 	Reason     string            `json:"reason,omitempty"`    // end
 	Outputs    map[string]string `json:"outputs,omitempty"`   // end
+	Dropped    int64             `json:"dropped,omitempty"`   // end; bytes of output beyond the limit
 	Final      bool              `json:"final,omitempty"`     // ack
 }
 

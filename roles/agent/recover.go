@@ -16,6 +16,7 @@ func (a *Agent) recover(ctx context.Context) error {
 	a.mu.Lock()
 	opened := a.commit(record{Kind: kindOpened, Boot: a.boot, Opens: a.ledger.opens + 1, Pid: os.Getpid()})
 	var keys []key
+	unsealed := map[key]attempt{}
 	known := map[string]bool{}
 	a.ledger.each(func(k key, at *attempt) {
 		if !at.Acked {
@@ -23,6 +24,8 @@ func (a *Agent) recover(ctx context.Context) error {
 		}
 		if !at.Phase.ended() {
 			keys = append(keys, k)
+		} else if at.Dropped > 0 {
+			unsealed[k] = *at
 		}
 	})
 	a.mu.Unlock()
@@ -31,6 +34,9 @@ func (a *Agent) recover(ctx context.Context) error {
 	}
 	if err := a.outputs.load(known); err != nil {
 		return err
+	}
+	for k, at := range unsealed {
+		a.seal(newRun(k, a.dir(k)), at.Limit, at.Dropped)
 	}
 	for _, k := range keys {
 		if err := a.recoverAttempt(ctx, k); err != nil {

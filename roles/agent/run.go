@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"sync"
@@ -201,7 +202,16 @@ func (a *Agent) end(ctx context.Context, r *run, rec record) {
 	rec.Kind = kindEnd
 	rec.Request, rec.Step, rec.Attempt = r.key.request, r.key.step, r.key.attempt
 	a.mu.Lock()
-	if at := a.ledger.attempt(r.key); at == nil || at.Phase.ended() {
+	at := a.ledger.attempt(r.key)
+	if at == nil || at.Phase.ended() {
+		a.mu.Unlock()
+		return
+	}
+	limit := at.Limit
+	a.mu.Unlock()
+	rec.Dropped = r.dir.dropped(limit)
+	a.mu.Lock()
+	if at.Phase.ended() { // a kill has come first
 		a.mu.Unlock()
 		return
 	}
@@ -213,8 +223,18 @@ func (a *Agent) end(ctx context.Context, r *run, rec record) {
 		a.metrics.Add(MetricUnknown, 1)
 		a.log.Warn("nobody knows how an attempt ended", "request", rec.Request, "step", rec.Step, "attempt", rec.Attempt, "reason", rec.Reason)
 	}
-	if a.journal.wait(ctx, seq) == nil {
-		a.deps.Point(pointExitDurable)
+	if a.journal.wait(ctx, seq) != nil {
+		return
+	}
+	a.deps.Point(pointExitDurable)
+	if rec.Dropped > 0 {
+		a.seal(r, limit, rec.Dropped)
+	}
+}
+
+func (a *Agent) seal(r *run, limit, dropped int64) {
+	if err := r.dir.seal(limit, dropped); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		a.log.Warn("output beyond the limit of an attempt cannot be removed", "attempt", r.key.String(), "err", err)
 	}
 }
 
@@ -230,6 +250,7 @@ func (a *Agent) attend(ctx context.Context, r *run, p process, pipe *os.File) {
 	a.mu.Lock()
 	state := *a.ledger.attempt(r.key)
 	a.mu.Unlock()
+	defer a.limitOutput(r, state.Limit)()
 	s := stopper{agent: a, run: r, process: p, grace: time.Duration(state.Grace), launched: r.launchedAt(state)}
 	defer s.close()
 	if state.Timeout > 0 && state.Stop == "" {
