@@ -41,7 +41,7 @@ type Agent struct {
 	reaper   *reaper
 	outputs  *outputs
 	limiter  *limiter
-	slots    chan struct{}           // one for each attempt that runs
+	slots    *slots
 	fail     context.CancelCauseFunc // ends Run
 	house    chan struct{}           // something is to be tidied up
 	runners  sync.WaitGroup          // one for each run
@@ -196,7 +196,7 @@ func (a *Agent) open(ctx context.Context) (unlock func(), err error) {
 	a.reaper = newReaper()
 	a.outputs = newOutputs(attempts, a.cfg, a.log)
 	a.limiter = newLimiter(a.log)
-	a.slots = make(chan struct{}, a.cfg.MaxAttempts)
+	a.slots = newSlots(a.cfg.MaxAttempts)
 	return func() { lock.Close() }, nil
 }
 

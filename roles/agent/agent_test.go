@@ -585,6 +585,32 @@ func TestKillOfAQueuedAttemptPreventsIt(t *testing.T) {
 	s.wantNoted("")
 }
 
+func TestPriorityDecidesWhoRunsNext(t *testing.T) {
+	s := newStage(t, func(c *Config, _ *Deps) { c.MaxAttempts = 1 })
+	busy := key{"busy", "s", 1}
+	s.l.start(startOf(busy, 5, "exec sleep 1000"))
+	s.l.report(busy, wire.State_RUNNING)
+	var keys []key
+	for _, tt := range []struct {
+		step     string
+		priority int32
+	}{{"c", 0}, {"a", 7}, {"d", 0}, {"b", 7}, {"e", -1}, {"killed", 9}} {
+		k := key{"R", tt.step, 1}
+		start := startOf(k, 5, s.note(tt.step))
+		start.Priority = tt.priority
+		s.l.start(start)
+		s.l.report(k, wire.State_ACCEPTED)
+		keys = append(keys, k)
+	}
+	s.l.kill(keys[5], 5)
+	s.l.report(keys[5], wire.State_NEVER_STARTED)
+	s.l.kill(busy, 5)
+	for _, k := range keys[:5] {
+		s.l.report(k, wire.State_EXITED)
+	}
+	s.wantNoted("a\nb\nc\nd\ne\n")
+}
+
 func TestQueueIsBounded(t *testing.T) {
 	s := newStage(t, func(c *Config, _ *Deps) { c.MaxAttempts, c.MaxQueued = 1, 1 })
 	keys := []key{{"R", "a", 1}, {"R", "b", 1}, {"R", "c", 1}}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 
 	"uac/roles/wire"
@@ -67,11 +68,9 @@ func (a *Agent) recoverAttempt(ctx context.Context, k key) error {
 		a.mu.Unlock()
 		a.runners.Go(func() {
 			defer a.forget(r)
-			select {
-			case a.slots <- struct{}{}:
-				defer func() { <-a.slots }()
-			default: // fewer are allowed now than were before
-			}
+			// It runs, whether there is a slot for it or not (fewer are allowed now than
+			// were before); but it comes before any that do not run yet.
+			defer a.slots.leave(a.slots.enter(math.MaxInt32, 0))
 			a.attend(ctx, r, p, pipe)
 		})
 		return nil

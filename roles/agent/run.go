@@ -96,11 +96,9 @@ func (a *Agent) begin(ctx context.Context, r *run, c *wire.Start, seq uint64, qu
 		a.end(ctx, r, record{Phase: phaseNever, Reason: fmt.Sprintf("could not be prepared: %v", err)})
 		return
 	}
-	if !a.takeSlot(ctx, r) {
-		return
-	}
-	defer func() { <-a.slots }()
-	if !a.starting(r) {
+	turn := a.slots.enter(c.GetPriority(), seq)
+	defer a.slots.leave(turn)
+	if !a.waitTurn(ctx, r, turn) || !a.starting(r) {
 		return
 	}
 	queued()
@@ -155,11 +153,11 @@ func (a *Agent) stock() {
 	}
 }
 
-// takeSlot waits until the attempt may run. It returns false if it must not any more,
-// or the agent ends.
-func (a *Agent) takeSlot(ctx context.Context, r *run) bool {
+// waitTurn waits until the attempt may run. It returns false if it must not any more, or
+// the agent ends.
+func (a *Agent) waitTurn(ctx context.Context, r *run, turn *slot) bool {
 	select {
-	case a.slots <- struct{}{}:
+	case <-turn.ready:
 		return true
 	default:
 	}
@@ -168,7 +166,7 @@ func (a *Agent) takeSlot(ctx context.Context, r *run) bool {
 	a.mu.Unlock()
 	for {
 		select {
-		case a.slots <- struct{}{}:
+		case <-turn.ready:
 			return true
 		case <-r.kick:
 			a.mu.Lock()
