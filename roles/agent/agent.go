@@ -56,6 +56,7 @@ type Agent struct {
 	direct  map[string]string // the controller that answered at a server's address itself
 	taken   map[string]bool   // controllers that a link leads to, or is being opened to
 	opened  uint32            // links opened by this process
+	contact int64             // when a controller that may act was last heard, since boot
 	retired []key             // acknowledged and not yet tidied up
 }
 
@@ -142,6 +143,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	<-ctx.Done()
 	wg.Wait()
 	a.runners.Wait()
+	a.mu.Lock()
+	a.noteContact(true)
+	a.mu.Unlock()
 	if cause := context.Cause(ctx); outer.Err() == nil && cause != nil {
 		return fmt.Errorf("agent: %w", cause)
 	}
@@ -331,6 +335,9 @@ func (a *Agent) keepHouse(ctx context.Context) {
 		case now := <-tick.C:
 			n++
 			a.repeat(now)
+			a.mu.Lock()
+			a.noteContact(false)
+			a.mu.Unlock()
 			if n%10 == 0 {
 				a.trim(now)
 				a.outputs.expire(now)

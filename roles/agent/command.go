@@ -35,6 +35,7 @@ func (a *Agent) handle(ctx context.Context, l *link, m *wire.ControllerMessage) 
 	case *wire.ControllerMessage_CancelRead:
 		l.cancelRead(body.CancelRead.GetId())
 	case *wire.ControllerMessage_Ping:
+		a.answered(l, body.Ping)
 		pong := &wire.AgentMessage{Body: &wire.AgentMessage_Pong{Pong: &wire.Pong{Number: body.Ping.GetNumber()}}}
 		l.answer(func() (*wire.AgentMessage, uint64) { return pong, 0 })
 	default:
@@ -52,6 +53,9 @@ func (a *Agent) start(l *link, m *wire.ControllerMessage, c *wire.Start) {
 	d := a.ledger.start(c, a.boot, a.cfg.KillGrace)
 	if d.launch && a.queued >= a.cfg.MaxQueued+a.cfg.MaxAttempts {
 		d = refused(wire.Refusal_BUSY, fence{})
+	}
+	if d.launch {
+		d.records = append(a.contactRecord(c), d.records...) // the intent stays the last
 	}
 	seq, ok := a.obey(l, cmd, d)
 	if ok && d.launch {
@@ -208,8 +212,8 @@ func malformedStart(c *wire.Start) string {
 		return fmt.Sprintf("working directory %q: must be absolute", c.GetDir())
 	case strings.Contains(c.GetDir(), "\x00"):
 		return fmt.Sprintf("working directory %q: cannot exist", c.GetDir())
-	case c.GetTimeoutNanos() < 0 || c.GetKillGraceNanos() < 0:
-		return "timeout and kill grace must not be negative"
+	case c.GetTimeoutNanos() < 0 || c.GetKillGraceNanos() < 0 || c.GetStopWhenAloneNanos() < 0:
+		return "timeout, kill grace and stop_when_alone must not be negative"
 	case c.GetOutputLimit() < 0:
 		return "the limit of the output must not be negative"
 	case c.GetScript() != "" && len(c.GetArgv()) > 0:

@@ -165,7 +165,7 @@ func Points() []Point {
 	return []Point{
 		pointIntentAppended, pointPrepared, pointIntentDurable, pointForking, pointForked, pointLaunched,
 		pointExitSeen, pointOutputsRead, pointExitDurable, pointReportSent, pointAckAppended,
-		pointNeverDurable, pointStopAppended, pointKillingDurable, pointFenceDurable,
+		pointNeverDurable, pointStopAppended, pointStopDurable, pointKillingDurable, pointFenceDurable,
 		pointCompacting, pointCompacted,
 	}
 }
@@ -184,6 +184,7 @@ const (
 	pointAckAppended    Point = "ack-appended"
 	pointNeverDurable   Point = "never-durable"
 	pointStopAppended   Point = "stop-appended"
+	pointStopDurable    Point = "stop-durable"
 	pointKillingDurable Point = "killing-durable"
 	pointFenceDurable   Point = "fence-durable"
 	pointCompacting     Point = "compacting"

@@ -138,7 +138,7 @@ func (c *testController) link() *testLink {
 func (l *testLink) welcome(number uint64, id string, ping time.Duration) {
 	l.t.Helper()
 	l.send(&wire.ControllerMessage{Body: &wire.ControllerMessage_Welcome{Welcome: &wire.Welcome{
-		Controller: l.controller, Generation: &wire.Generation{Number: number, Id: id}, PingNanos: int64(ping),
+		Controller: l.controller, Generation: &wire.Generation{Number: number, Id: id}, PingNanos: int64(ping), Trusted: true,
 	}}})
 }
 

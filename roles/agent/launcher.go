@@ -143,19 +143,22 @@ type process struct {
 	start uint64 // in ticks since boot: tells it from a later process with its pid
 }
 
-// launch starts the wrapper of a prepared attempt. It returns the reading end of the
-// attempt's pipe too. After an error nothing was run.
-func (l *launcher) launch(ctx context.Context, d attemptDir, j job) (process, *os.File, error) {
+// check finds out whether a prepared attempt can be launched.
+func (j job) check(ctx context.Context, d attemptDir) error {
 	if info, err := os.Stat(j.work); err != nil {
-		return process{}, nil, fmt.Errorf("working directory: %w", err)
+		return fmt.Errorf("working directory: %w", err)
 	} else if !info.IsDir() {
-		return process{}, nil, fmt.Errorf("working directory: %s is not a directory", j.work)
+		return fmt.Errorf("working directory: %s is not a directory", j.work)
 	}
 	if j.as != nil {
-		if err := j.as.canUse(ctx, j.work, d.file(fileScript)); err != nil {
-			return process{}, nil, err
-		}
+		return j.as.canUse(ctx, j.work, d.file(fileScript))
 	}
+	return nil
+}
+
+// launch starts the wrapper of a prepared attempt. It returns the reading end of the
+// attempt's pipe too. After an error nothing was run.
+func (l *launcher) launch(d attemptDir, j job) (process, *os.File, error) {
 	pipe, err := d.openAlive() // first, or the writing end cannot be opened
 	if err != nil {
 		return process{}, nil, err

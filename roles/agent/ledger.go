@@ -17,6 +17,7 @@ type ledger struct {
 	generation generation
 	floor      fence // nothing unknown at or below it is obeyed
 	opens      uint32
+	contact    contact
 	requests   map[string]*request
 }
 
@@ -47,6 +48,7 @@ type attempt struct {
 	Phase    phase  `json:"phase"`
 	Boot     string `json:"boot,omitempty"` // of the intent
 	Timeout  int64  `json:"timeout,omitempty"`
+	Alone    int64  `json:"alone,omitempty"` // how long it may run without a controller
 	Grace    int64  `json:"grace,omitempty"`
 	Started  int64  `json:"started,omitempty"` // wall clock
 	BootTime int64  `json:"boot_time,omitempty"`
@@ -104,7 +106,7 @@ func (l *ledger) apply(rec record) error {
 	switch rec.Kind {
 	case kindJournal:
 	case kindState:
-		l.generation, l.floor, l.opens = rec.Generation, rec.Floor, rec.Opens
+		l.generation, l.floor, l.opens, l.contact = rec.Generation, rec.Floor, rec.Opens, rec.Contact
 	case kindRequest:
 		if rec.Whole == nil || rec.Whole.Name == "" {
 			return fmt.Errorf("record %q without a request", rec.Kind)
@@ -117,6 +119,8 @@ func (l *ledger) apply(rec record) error {
 		l.requests[rec.Whole.Name] = rec.Whole
 	case kindOpened:
 		l.opens = rec.Opens
+	case kindContact:
+		l.contact = contact{rec.Boot, rec.BootTime}
 	case kindGeneration:
 		l.generation = rec.Generation
 	case kindFence:
@@ -127,7 +131,10 @@ func (l *ledger) apply(rec record) error {
 			break // no decision makes this; an end stays in any case
 		}
 		s.Highest = max(s.Highest, rec.Attempt)
-		s.Attempts[rec.Attempt] = &attempt{Phase: phaseAccepted, Boot: rec.Boot, Timeout: rec.Timeout, Grace: rec.Grace, Wanted: rec.Wanted, Limit: rec.Limit}
+		s.Attempts[rec.Attempt] = &attempt{
+			Phase: phaseAccepted, Boot: rec.Boot, Timeout: rec.Timeout, Grace: rec.Grace,
+			Alone: rec.Alone, Limit: rec.Limit, Wanted: rec.Wanted,
+		}
 		s.forget()
 	case kindLaunched:
 		if a := l.attempt(rec.key()); a != nil && !a.Phase.ended() {
@@ -284,7 +291,8 @@ func (l *ledger) start(c *wire.Start, boot string, defaultGrace time.Duration) d
 	}
 	intent := record{
 		Kind: kindIntent, Request: k.request, Step: k.step, Attempt: k.attempt, Fence: f,
-		Boot: boot, Timeout: c.GetTimeoutNanos(), Grace: cmp.Or(c.GetKillGraceNanos(), int64(defaultGrace)), Wanted: c.GetOutputs(), Limit: c.GetOutputLimit(),
+		Boot: boot, Timeout: c.GetTimeoutNanos(), Grace: cmp.Or(c.GetKillGraceNanos(), int64(defaultGrace)),
+		Alone: c.GetStopWhenAloneNanos(), Limit: c.GetOutputLimit(), Wanted: c.GetOutputs(),
 	}
 	if r == nil || r.Steps[k.step] == nil {
 		if r != nil && r.Final {
@@ -435,7 +443,7 @@ func (r *request) settled() bool {
 
 // snapshot returns records that lead a new ledger to this state.
 func (l *ledger) snapshot() []record {
-	records := []record{{Kind: kindState, Generation: l.generation, Floor: l.floor, Opens: l.opens}}
+	records := []record{{Kind: kindState, Generation: l.generation, Floor: l.floor, Opens: l.opens, Contact: l.contact}}
 	for _, r := range l.requests {
 		records = append(records, record{Kind: kindRequest, Whole: r})
 	}

@@ -38,6 +38,8 @@ type link struct {
 	server     string
 	controller string
 	generation generation
+	constant   bool  // the controller may act and sends no pings that would say so again
+	pongs      pongs // guarded by Agent.mu
 	cancel     context.CancelCauseFunc
 
 	wake   chan struct{}
@@ -304,6 +306,10 @@ func (a *Agent) connect(ctx context.Context, server string) (welcomed bool, err 
 		wake: make(chan struct{}, 1), chunks: make(chan *wire.AgentMessage),
 		reports: map[key]struct{}{}, reads: map[uint64]*read{},
 	}
+	said, err := bootTime()
+	if err != nil {
+		return false, err
+	}
 	hello := a.hello(l.id)
 	hello.Via = way.Via
 	if err := stream.Send(&wire.AgentMessage{Body: &wire.AgentMessage_Hello{Hello: hello}}); err != nil {
@@ -322,12 +328,18 @@ func (a *Agent) connect(ctx context.Context, server string) (welcomed bool, err 
 		return false, errNoWelcome
 	}
 	l.controller = w.GetController()
+	l.constant = w.GetTrusted() && w.GetPingNanos() == 0
 	l.generation = generation{w.GetGeneration().GetNumber(), w.GetGeneration().GetId()}
 	if err := a.accept(ctx, l); err != nil {
 		return false, err
 	}
 	a.log.Info("link opened", "controller", l.controller, "server", server, "via", way.Via)
 	defer a.drop(l)
+	if w.GetTrusted() {
+		a.mu.Lock()
+		a.contact = max(a.contact, said)
+		a.mu.Unlock()
+	}
 	a.isReady.Do(func() { close(a.ready) })
 
 	var sender sync.WaitGroup
@@ -411,6 +423,7 @@ func (a *Agent) accept(ctx context.Context, l *link) error {
 func (a *Agent) drop(l *link) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.aloneFor() // a link that is not pinged counts up to now
 	delete(a.links, l)
 	a.metrics.Add(MetricLinks, -1)
 	for request, via := range a.routes {

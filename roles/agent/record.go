@@ -23,8 +23,9 @@ const (
 	kindFence      kind = "fence"      // durable: a request has a (new) owner
 	kindIntent     kind = "intent"     // durable: an attempt is going to be started
 	kindLaunched   kind = "launched"   // its wrapper has this pid
-	kindStop       kind = "stop"       // it is being stopped, and why
+	kindStop       kind = "stop"       // durable: it is being stopped, and why
 	kindKilling    kind = "killing"    // durable: KILL comes next
+	kindContact    kind = "contact"    // when a controller was last heard
 	kindEnd        kind = "end"        // durable: it ended, or will never start
 	kindAck        kind = "ack"        // an owner has persisted the end
 	kindTrim       kind = "trim"       // the request is forgotten, the floor raised
@@ -33,7 +34,7 @@ const (
 // durable reports whether effects wait for records of this kind.
 func (k kind) durable() bool {
 	switch k {
-	case kindOpened, kindGeneration, kindFence, kindIntent, kindKilling, kindEnd:
+	case kindOpened, kindGeneration, kindFence, kindIntent, kindStop, kindKilling, kindEnd:
 		return true
 	}
 	return false
@@ -54,14 +55,16 @@ type record struct {
 	Opens      uint32            `json:"opens,omitempty"`     // state, opened
 	Floor      fence             `json:"floor,omitzero"`      // state
 	Whole      *request          `json:"whole,omitempty"`     // request
-	Boot       string            `json:"boot,omitempty"`      // opened, intent
+	Boot       string            `json:"boot,omitempty"`      // opened, intent, contact
 	Timeout    int64             `json:"timeout,omitempty"`   // intent; nanoseconds
 	Grace      int64             `json:"grace,omitempty"`     // intent; nanoseconds
 	Wanted     []string          `json:"wanted,omitempty"`    // intent; names of outputs
+	Alone      int64             `json:"alone,omitempty"`     // intent; nanoseconds
+	Contact    contact           `json:"contact,omitzero"`    // state
 	Limit      int64             `json:"limit,omitempty"`     // intent; bytes of output
 	Pid        int               `json:"pid,omitempty"`       // opened, launched
 	PidStart   uint64            `json:"pid_start,omitempty"` // launched; ticks since boot
-	BootTime   int64             `json:"boot_time,omitempty"` // launched; nanoseconds since boot
+	BootTime   int64             `json:"boot_time,omitempty"` // launched, contact; nanoseconds since boot
 	Stop       stop              `json:"stop,omitempty"`      // stop
 	Phase      phase             `json:"phase,omitempty"`     // end
 	Code       int32             `json:"code,omitempty"`      // end
@@ -152,6 +155,7 @@ type stop string
 const (
 	stopKill    stop = "kill"
 	stopTimeout stop = "timeout"
+	stopAlone   stop = "alone"
 )
 
 func (s stop) wire() wire.Stop {
@@ -160,6 +164,8 @@ func (s stop) wire() wire.Stop {
 		return wire.Stop_KILLED
 	case stopTimeout:
 		return wire.Stop_TIMED_OUT
+	case stopAlone:
+		return wire.Stop_ALONE
 	}
 	return wire.Stop_NOT_STOPPED
 }

@@ -16,6 +16,7 @@ import (
 func (a *Agent) recover(ctx context.Context) error {
 	a.mu.Lock()
 	opened := a.commit(record{Kind: kindOpened, Boot: a.boot, Opens: a.ledger.opens + 1, Pid: os.Getpid()})
+	a.contact = a.ledger.contactIn(a.boot)
 	var keys []key
 	unsealed := map[key]attempt{}
 	known := map[string]bool{}

@@ -98,17 +98,26 @@ func (a *Agent) begin(ctx context.Context, r *run, c *wire.Start, seq uint64, qu
 	}
 	turn := a.slots.enter(c.GetPriority(), seq)
 	defer a.slots.leave(turn)
-	if !a.waitTurn(ctx, r, turn) || !a.starting(r) {
+	if !a.waitTurn(ctx, r, turn) {
+		return
+	}
+	if err := j.check(ctx, r.dir); err != nil {
+		if ctx.Err() == nil {
+			a.end(ctx, r, record{Phase: phaseNever, Reason: fmt.Sprintf("could not be started: %v", err)})
+		}
+		return
+	}
+	if left, limited := a.aloneLeft(r.key); limited && left <= 0 {
+		a.end(ctx, r, record{Phase: phaseNever, Reason: "no controller was heard for too long: it may be started elsewhere"})
+		return
+	}
+	if !a.starting(r) {
 		return
 	}
 	queued()
 	a.deps.Point(pointForking)
-	p, pipe, err := a.launcher.launch(ctx, r.dir, j)
-	switch {
-	case err == nil:
-	case ctx.Err() != nil:
-		return
-	default:
+	p, pipe, err := a.launcher.launch(r.dir, j)
+	if err != nil {
 		a.end(ctx, r, record{Phase: phaseNever, Reason: fmt.Sprintf("could not be started: %v", err)})
 		return
 	}
@@ -254,6 +263,9 @@ func (a *Agent) attend(ctx context.Context, r *run, p process, pipe *os.File) {
 	if state.Timeout > 0 && state.Stop == "" {
 		s.timeout = time.NewTimer(time.Until(s.launched.Add(time.Duration(state.Timeout))))
 	}
+	if state.Alone > 0 && state.Stop == "" {
+		s.alone = time.NewTimer(0)
+	}
 	r.notify() // a stop may be recorded already
 
 	gone := false
@@ -275,9 +287,11 @@ func (a *Agent) attend(ctx context.Context, r *run, p process, pipe *os.File) {
 		case <-r.kick:
 			s.kicked()
 		case <-timerC(s.timeout):
-			s.timedOut()
+			s.stop(stopTimeout)
+		case <-timerC(s.alone):
+			s.lookAlone()
 		case <-timerC(s.term):
-			s.sendTerm()
+			s.sendTerm(ctx)
 		case <-timerC(s.kill):
 			s.sendKill(ctx)
 		}
@@ -394,12 +408,12 @@ type stopper struct {
 	grace    time.Duration
 	launched time.Time
 
-	timeout, term, kill *time.Timer
-	kills               int
+	timeout, alone, term, kill *time.Timer
+	kills                      int
 }
 
 func (s *stopper) close() {
-	for _, t := range []*time.Timer{s.timeout, s.term, s.kill} {
+	for _, t := range []*time.Timer{s.timeout, s.alone, s.term, s.kill} {
 		if t != nil {
 			t.Stop()
 		}
@@ -425,19 +439,39 @@ func (s *stopper) kicked() {
 	}
 }
 
-func (s *stopper) timedOut() {
+// stop begins to stop the attempt, unless something else has.
+func (s *stopper) stop(why stop) {
 	a, k := s.agent, s.run.key
 	a.mu.Lock()
 	if a.ledger.attempt(k).Stop == "" {
-		a.commit(record{Kind: kindStop, Request: k.request, Step: k.step, Attempt: k.attempt, Stop: stopTimeout})
+		a.commit(record{Kind: kindStop, Request: k.request, Step: k.step, Attempt: k.attempt, Stop: why})
 		a.notify(k)
 	}
 	a.mu.Unlock()
 	s.kicked()
 }
 
-func (s *stopper) sendTerm() {
-	s.agent.deps.Point(pointStopAppended)
+// lookAlone stops the attempt if no controller was heard for too long, or comes again.
+func (s *stopper) lookAlone() {
+	if left, _ := s.agent.aloneLeft(s.run.key); left > 0 {
+		s.alone.Reset(min(left, aloneLook))
+		return
+	}
+	s.stop(stopAlone)
+}
+
+// sendTerm asks the attempt to end. Why is on disk before: who dies of it must not look
+// as if it had ended by itself.
+func (s *stopper) sendTerm(ctx context.Context) {
+	a := s.agent
+	a.deps.Point(pointStopAppended)
+	a.mu.Lock()
+	seq := a.ledger.requests[s.run.key.request].seq
+	a.mu.Unlock()
+	if a.journal.wait(ctx, seq) != nil {
+		return
+	}
+	a.deps.Point(pointStopDurable)
 	s.find()
 	if err := s.process.signal(syscall.SIGTERM); err != nil {
 		s.agent.log.Warn("cannot stop an attempt gently", "attempt", s.run.key.String(), "err", err)

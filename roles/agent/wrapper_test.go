@@ -68,7 +68,7 @@ func spare(t testing.TB, dir attemptDir) *spares {
 
 func launchPrepared(t testing.TB, l *launcher, dir attemptDir, j job) *wrapped {
 	t.Helper()
-	p, pipe, err := l.launch(t.Context(), dir, j)
+	p, pipe, err := l.launch(dir, j)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -431,7 +431,7 @@ func TestLaunchThatFailsRunsNothing(t *testing.T) {
 		if err := dir.prepare(j, spare(t, dir)); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := l.launch(t.Context(), dir, j); err == nil {
+		if _, _, err := l.launch(dir, j); err == nil {
 			t.Errorf("%s: launched", name)
 		}
 		if dir.said().started {

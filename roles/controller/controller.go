@@ -234,6 +234,12 @@ func (c *Controller) current() (*coord.Session, error) {
 	return s, nil
 }
 
+// trusted reports whether this controller has a session in which it may act now.
+func (c *Controller) trusted() bool {
+	s := c.session.Load()
+	return s != nil && s.Check() == nil
+}
+
 // growing is current for writes that make the store grow.
 func (c *Controller) growing() (*coord.Session, error) {
 	if err := c.member.CheckRoom(coord.RoomForGrowth); err != nil {

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -32,7 +33,8 @@ type link struct {
 	out   chan *wire.ControllerMessage
 	ctx   context.Context
 	drop  context.CancelCauseFunc
-	from  string // address that it comes from, for people
+	from  string        // address that it comes from, for people
+	heard atomic.Uint64 // the highest Pong to a ping of the tick
 
 	mu     sync.Mutex // guards what follows
 	reads  map[uint64]chan *wire.OutputChunk
@@ -185,6 +187,7 @@ func (s *linkServer) Connect(stream grpc.BidiStreamingServer[wire.AgentMessage, 
 		Controller: s.c.cfg.Name,
 		Generation: &wire.Generation{Number: uint64(number), Id: id},
 		PingNanos:  int64(s.c.cfg.PingInterval),
+		Trusted:    s.c.trusted(),
 	}}}
 	if !s.c.links.put(l) {
 		return status.Error(codes.AlreadyExists, "a newer link of this agent is open")
@@ -217,7 +220,7 @@ func (s *linkServer) Connect(stream grpc.BidiStreamingServer[wire.AgentMessage, 
 				return err
 			}
 		case <-tick.C:
-			if err := stream.Send(&wire.ControllerMessage{Body: &wire.ControllerMessage_Ping{Ping: &wire.Ping{Number: n}}}); err != nil {
+			if err := stream.Send(&wire.ControllerMessage{Body: &wire.ControllerMessage_Ping{Ping: &wire.Ping{Number: n, Trusted: s.c.trusted(), Heard: l.heard.Load()}}}); err != nil {
 				return err
 			}
 			n++

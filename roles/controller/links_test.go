@@ -183,7 +183,7 @@ func TestConnect(t *testing.T) {
 		t.Fatal(err)
 	}
 	same(t, "the welcome", &wire.Welcome{Controller: "c1", Generation: &wire.Generation{Number: uint64(number), Id: id},
-		PingNanos: int64(c1.cfg.PingInterval)}, m.GetWelcome())
+		PingNanos: int64(c1.cfg.PingInterval), Trusted: true}, m.GetWelcome())
 	connected(true)
 	newer, _, err := hello(t, a1, first(helloOf("a1", 6)))
 	if err != nil {

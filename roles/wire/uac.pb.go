@@ -105,6 +105,7 @@ const (
 	Stop_NOT_STOPPED Stop = 0
 	Stop_KILLED      Stop = 1 // by a Kill command
 	Stop_TIMED_OUT   Stop = 2 // by the timeout of the attempt
+	Stop_ALONE       Stop = 3 // by stop_when_alone_nanos: no controller that may act was heard
 )
 
 // Enum value maps for Stop.
@@ -113,11 +114,13 @@ var (
 		0: "NOT_STOPPED",
 		1: "KILLED",
 		2: "TIMED_OUT",
+		3: "ALONE",
 	}
 	Stop_value = map[string]int32{
 		"NOT_STOPPED": 0,
 		"KILLED":      1,
 		"TIMED_OUT":   2,
+		"ALONE":       3,
 	}
 )
 
@@ -847,9 +850,10 @@ type End struct {
 	Code int32 `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
 	// Set only when the agent itself had to KILL the attempt's processes and no
 	// exit was recorded. code then is 128+signal.
-	Signal  int32  `protobuf:"varint,2,opt,name=signal,proto3" json:"signal,omitempty"`
-	Stopped Stop   `protobuf:"varint,3,opt,name=stopped,proto3,enum=uac.wire.v1.Stop" json:"stopped,omitempty"` // what made the agent stop it, whatever the exit
-	Reason  string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`                          // for people: why NEVER_STARTED or UNKNOWN
+	Signal  int32 `protobuf:"varint,2,opt,name=signal,proto3" json:"signal,omitempty"`
+	Stopped Stop  `protobuf:"varint,3,opt,name=stopped,proto3,enum=uac.wire.v1.Stop" json:"stopped,omitempty"` // what made the agent stop it, whatever the exit
+	// For people: why NEVER_STARTED or UNKNOWN; of EXITED, what is wrong with the outputs.
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	// What the step wrote as outputs, of the names that Start asked for.
 	Outputs       map[string]string `protobuf:"bytes,5,rep,name=outputs,proto3" json:"outputs,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
@@ -1636,6 +1640,7 @@ type Welcome struct {
 	// The controller sends a Ping this often; the agent gives the link up when it
 	// has heard nothing for three times as long. 0: never.
 	PingNanos     int64 `protobuf:"varint,3,opt,name=ping_nanos,json=pingNanos,proto3" json:"ping_nanos,omitempty"`
+	Trusted       bool  `protobuf:"varint,4,opt,name=trusted,proto3" json:"trusted,omitempty"` // as in a Ping
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1691,6 +1696,13 @@ func (x *Welcome) GetPingNanos() int64 {
 	return 0
 }
 
+func (x *Welcome) GetTrusted() bool {
+	if x != nil {
+		return x.Trusted
+	}
+	return false
+}
+
 // Start asks for an attempt to be run. A repeated Start of a known attempt is
 // answered with its Report and runs nothing. Accepted ones are answered with a
 // Report too, when they run.
@@ -1714,7 +1726,8 @@ type Start struct {
 	OutputLimit int64    `protobuf:"varint,14,opt,name=output_limit,json=outputLimit,proto3" json:"output_limit,omitempty"` // bytes of output that are kept; 0: all
 	Outputs     []string `protobuf:"bytes,15,rep,name=outputs,proto3" json:"outputs,omitempty"`                             // names of values to capture, see End.outputs
 	Priority    int32    `protobuf:"varint,16,opt,name=priority,proto3" json:"priority,omitempty"`                          // higher ones first when attempts wait
-	// The agent kills the attempt after this long without any link; 0: never.
+	// The agent stops the attempt when it has had no word for this long from a controller
+	// that may act (see Ping); 0: never. Meant to be well above the interval of pings.
 	StopWhenAloneNanos int64 `protobuf:"varint,17,opt,name=stop_when_alone_nanos,json=stopWhenAloneNanos,proto3" json:"stop_when_alone_nanos,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
@@ -2296,8 +2309,15 @@ func (x *OutputAck) GetFence() *Fence {
 }
 
 type Ping struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Number uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// The controller has a session and trust. One that has none may be cut off from the
+	// others, which can then start elsewhere what this agent runs.
+	Trusted bool `protobuf:"varint,2,opt,name=trusted,proto3" json:"trusted,omitempty"`
+	// The highest Pong that has arrived on this link. What counts as a word of the
+	// controller is not when this Ping came, which may be long after it was sent, but when
+	// the agent sent that Pong: at that time at the earliest the agent was lost.
+	Heard         uint64 `protobuf:"varint,3,opt,name=heard,proto3" json:"heard,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2335,6 +2355,20 @@ func (*Ping) Descriptor() ([]byte, []int) {
 func (x *Ping) GetNumber() uint64 {
 	if x != nil {
 		return x.Number
+	}
+	return 0
+}
+
+func (x *Ping) GetTrusted() bool {
+	if x != nil {
+		return x.Trusted
+	}
+	return false
+}
+
+func (x *Ping) GetHeard() uint64 {
+	if x != nil {
+		return x.Heard
 	}
 	return 0
 }
@@ -3465,7 +3499,7 @@ const file_uac_proto_rawDesc = "" +
 	" \x01(\v2\x11.uac.wire.v1.PingH\x00R\x04ping\x127\n" +
 	"\n" +
 	"output_ack\x18\v \x01(\v2\x16.uac.wire.v1.OutputAckH\x00R\toutputAckB\x06\n" +
-	"\x04body\"\x81\x01\n" +
+	"\x04body\"\x9b\x01\n" +
 	"\aWelcome\x12\x1e\n" +
 	"\n" +
 	"controller\x18\x01 \x01(\tR\n" +
@@ -3474,7 +3508,8 @@ const file_uac_proto_rawDesc = "" +
 	"generation\x18\x02 \x01(\v2\x17.uac.wire.v1.GenerationR\n" +
 	"generation\x12\x1d\n" +
 	"\n" +
-	"ping_nanos\x18\x03 \x01(\x03R\tpingNanos\"\x99\x05\n" +
+	"ping_nanos\x18\x03 \x01(\x03R\tpingNanos\x12\x18\n" +
+	"\atrusted\x18\x04 \x01(\bR\atrusted\"\x99\x05\n" +
 	"\x05Start\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\tR\arequest\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x18\n" +
@@ -3531,9 +3566,11 @@ const file_uac_proto_rawDesc = "" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x18\n" +
 	"\aattempt\x18\x03 \x01(\rR\aattempt\x12\x16\n" +
 	"\x06offset\x18\x04 \x01(\x03R\x06offset\x12(\n" +
-	"\x05fence\x18\x05 \x01(\v2\x12.uac.wire.v1.FenceR\x05fence\"\x1e\n" +
+	"\x05fence\x18\x05 \x01(\v2\x12.uac.wire.v1.FenceR\x05fence\"N\n" +
 	"\x04Ping\x12\x16\n" +
-	"\x06number\x18\x01 \x01(\x04R\x06number\"F\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x18\n" +
+	"\atrusted\x18\x02 \x01(\bR\atrusted\x12\x14\n" +
+	"\x05heard\x18\x03 \x01(\x04R\x05heard\"F\n" +
 	"\bRelayAsk\x12\x14\n" +
 	"\x05class\x18\x01 \x01(\tR\x05class\x12\x10\n" +
 	"\x03not\x18\x02 \x03(\tR\x03not\x12\x12\n" +
@@ -3626,12 +3663,13 @@ const file_uac_proto_rawDesc = "" +
 	"\n" +
 	"\x06EXITED\x10\x04\x12\x11\n" +
 	"\rNEVER_STARTED\x10\x05\x12\v\n" +
-	"\aUNKNOWN\x10\x06*2\n" +
+	"\aUNKNOWN\x10\x06*=\n" +
 	"\x04Stop\x12\x0f\n" +
 	"\vNOT_STOPPED\x10\x00\x12\n" +
 	"\n" +
 	"\x06KILLED\x10\x01\x12\r\n" +
-	"\tTIMED_OUT\x10\x022\xcb\x01\n" +
+	"\tTIMED_OUT\x10\x02\x12\t\n" +
+	"\x05ALONE\x10\x032\xcb\x01\n" +
 	"\x04Link\x12H\n" +
 	"\aConnect\x12\x19.uac.wire.v1.AgentMessage\x1a\x1e.uac.wire.v1.ControllerMessage(\x010\x01\x12;\n" +
 	"\x05Relay\x12\x16.uac.wire.v1.RelayBeat\x1a\x16.uac.wire.v1.RelayEcho(\x010\x01\x12<\n" +
