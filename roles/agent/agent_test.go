@@ -672,8 +672,16 @@ func TestEndWhileTheAgentIsAwayIsTold(t *testing.T) {
 	}
 	dir := attemptDir(filepath.Join(s.dir, dirAttempts, k1.dir()))
 	eventually(t, "an exit status", func() bool { return dir.said().exited })
+	eventually(t, "an empty session", func() bool {
+		members, err := process{pid: dir.said().pid}.session()
+		return err == nil && len(members) == 0
+	})
 	s.boot()
 	wantEnd(t, s.l.report(k1, wire.State_EXITED), &wire.End{Code: 6})
+	// That nobody heard the wrapper is not part of it.
+	if got := readFile(t, dir.file(fileOutput)); got != "" {
+		t.Errorf("output %q", got)
+	}
 }
 
 func TestKillAndTimeoutWorkAfterARestart(t *testing.T) {

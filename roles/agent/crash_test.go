@@ -8,10 +8,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -120,7 +122,7 @@ func (c *childAgent) kill() {
 }
 
 // owner plays the owner of request R over any number of links and deaths of the agent:
-// it dispatches four steps, adopts after every loss, sends again what never ran, and
+// it dispatches its steps, adopts after every loss, sends again what never ran, and
 // acknowledges what ended.
 type owner struct {
 	t        *testing.T
@@ -129,13 +131,44 @@ type owner struct {
 	ends     map[string]*wire.Attempt
 }
 
-func (o *owner) steps() map[string]string {
+// steps returns what is to be started, of every feature one that uses it.
+func (o *owner) steps() map[string]*wire.Start {
 	note := func(step string) string { return fmt.Sprintf("echo %s >>%s\n", step, o.ledger) }
-	return map[string]string{
-		"ok":   note("ok") + "echo a=1 >>$UAC_OUTPUTS",
-		"fail": note("fail") + "exit 3",
-		"slow": "trap '' TERM\n" + note("slow") + "while :; do sleep 0.01; done",
+	steps := map[string]*wire.Start{
+		"ok":   {Script: note("ok") + "echo a=1 >>$UAC_OUTPUTS", Outputs: []string{"a"}},
+		"fail": {Script: note("fail") + "cat; exit 3", Stdin: []byte("0123456789"), OutputLimit: 4},
+		"slow": {
+			Script:         "trap '' TERM\n" + note("slow") + "while :; do sleep 0.01; done",
+			KillGraceNanos: int64(20 * time.Millisecond), StopWhenAloneNanos: int64(time.Hour),
+		},
 	}
+	if os.Geteuid() == 0 {
+		steps["other"] = &wire.Start{Argv: []string{"sh", "-c", note("other") + "exit 4"}, RunAs: other}
+	}
+	for name, s := range steps {
+		s.Request, s.Step, s.Attempt = "R", name, 1
+	}
+	return steps
+}
+
+// all returns the names of the steps, with that of one that is killed and never sent.
+func (o *owner) all() []string {
+	return append(slices.Sorted(maps.Keys(o.steps())), "cancel")
+}
+
+func newOwner(t *testing.T, w *testWorld) *owner {
+	t.Helper()
+	o := &owner{t: t, ledger: filepath.Join(t.TempDir(), "ledger"), ends: map[string]*wire.Attempt{}}
+	for _, file := range []string{w.dir, o.ledger} {
+		letPass(t, filepath.Dir(file))
+	}
+	if err := os.WriteFile(o.ledger, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(o.ledger, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	return o
 }
 
 func (o *owner) noted(step string) int {
@@ -166,11 +199,8 @@ func (o *owner) dispatch(l *testLink, step string, state wire.State) {
 	case step == "cancel", step == "slow" && o.noted("slow") > 0:
 		o.send(l, killMessage(k, o.revision))
 	case state == wire.State_STATE_UNSPECIFIED, state == wire.State_INTENDED:
-		start := startOf(k, o.revision, o.steps()[step])
-		start.KillGraceNanos = int64(20 * time.Millisecond)
-		if step == "ok" {
-			start.Outputs = []string{"a"}
-		}
+		start := o.steps()[step]
+		start.Fence = rev(o.revision)
 		o.send(l, &wire.ControllerMessage{Body: &wire.ControllerMessage_Start{Start: start}})
 	}
 }
@@ -178,11 +208,11 @@ func (o *owner) dispatch(l *testLink, step string, state wire.State) {
 // serve works over one link until everything is decided and acknowledged (true) or the
 // link is lost (false).
 func (o *owner) serve(l *testLink) bool {
-	all := []string{"ok", "fail", "slow", "cancel"}
+	all := o.all()
 	o.revision++
 	l.counter = 0
 	o.send(l, &wire.ControllerMessage{Body: &wire.ControllerMessage_Welcome{Welcome: &wire.Welcome{
-		Controller: "c1", Generation: &wire.Generation{Number: 1, Id: "g1"},
+		Controller: "c1", Generation: &wire.Generation{Number: 1, Id: "g1"}, Trusted: true,
 	}}})
 	o.send(l, &wire.ControllerMessage{Body: &wire.ControllerMessage_Adopt{Adopt: &wire.Adopt{Request: "R", Fence: rev(o.revision)}}})
 	adopted, pinged := false, false
@@ -252,15 +282,19 @@ func (o *owner) check() {
 		"ok":     {wire.State_EXITED, 0, 1},
 		"fail":   {wire.State_EXITED, 3, 1},
 		"slow":   {wire.State_EXITED, 137, 1},
+		"other":  {wire.State_EXITED, 4, 1},
 		"cancel": {wire.State_NEVER_STARTED, 0, 0},
 	}
-	for step, w := range want {
-		at := o.ends[step]
+	for _, step := range o.all() {
+		at, w := o.ends[step], want[step]
 		if at.GetState() != w.state || at.GetEnd().GetCode() != w.code {
 			o.t.Errorf("%s ended as %v, want %v with %d", step, at, w.state, w.code)
 		}
 		if got := at.GetEnd().GetOutputs()["a"]; step == "ok" && got != "1" {
 			o.t.Errorf("%s has output %q, want 1", step, got)
+		}
+		if got := at.GetOutputDropped(); step == "fail" && got != 6 {
+			o.t.Errorf("%s has %d bytes of output thrown away, want 6", step, got)
 		}
 		if n := o.noted(step); n != w.ran {
 			o.t.Errorf("%s ran %d times, want %d", step, n, w.ran)
@@ -277,7 +311,7 @@ func TestKilledAnywhereAnAttemptStartsAtMostOnce(t *testing.T) {
 				t.Parallel()
 				w := newWorld(t)
 				c := w.controller("c1")
-				o := &owner{t: t, ledger: filepath.Join(t.TempDir(), "ledger"), ends: map[string]*wire.Attempt{}}
+				o := newOwner(t, w)
 				agent := w.child(c, p, visit)
 				died := false
 				for done := false; !done; {
@@ -304,11 +338,16 @@ func TestKilledAnywhereAnAttemptStartsAtMostOnce(t *testing.T) {
 				l := c.link()
 				l.counter = 0
 				l.adopt("R", o.revision+1)
-				for step, script := range o.steps() {
-					l.start(startOf(key{"R", step, 1}, o.revision+1, script))
+				for step, start := range o.steps() {
+					start.Fence = rev(o.revision + 1)
+					l.start(start)
 					l.report(key{"R", step, 1}, wire.State_EXITED)
 				}
 				o.check()
+				dir := attemptDir(filepath.Join(w.dir, dirAttempts, key{"R", "fail", 1}.dir()))
+				if got, want := readFile(t, dir.file(fileOutput)), "0123"+droppedLine(4, 6); got != want {
+					t.Errorf("output beyond the limit: %q, want %q", got, want)
+				}
 			})
 		}
 	}

@@ -87,10 +87,10 @@ type line struct {
 // parseLine takes a line without its newline.
 func parseLine(text []byte) (line, bool) {
 	var l line
-	crc, rest, ok := bytes.Cut(text, []byte{' '})
-	if !ok || len(crc) != 8 {
+	if !beginsLine(text) {
 		return l, false
 	}
+	crc, rest := text[:8], text[9:]
 	sum, err := strconv.ParseUint(string(crc), 16, 32)
 	if err != nil || uint32(sum) != crc32.Checksum(rest, castagnoli) {
 		return l, false

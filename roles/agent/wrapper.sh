@@ -27,5 +27,6 @@ code=$?
 # The last word proves that the line is whole. There is room for it even when the disk
 # has become full meanwhile, because the block is there already.
 printf 'exit %d end\n' "$code" >>"$1/status"
-# A child of the command may go on holding the pipe: say that there is news.
-printf . >&9
+# A child of the command may go on holding the pipe: say that there is news. If no agent
+# listens, that is no business of the step's output.
+printf . >&9 2>/dev/null
