@@ -222,7 +222,13 @@ func (o *owner) serve(l *testLink) bool {
 	decide := func(at *wire.Attempt) {
 		switch at.GetState() {
 		case wire.State_EXITED, wire.State_NEVER_STARTED, wire.State_UNKNOWN:
-			o.ends[at.GetStep()] = at
+			// An acknowledged one is known already, with its outputs, which the agent has
+			// let go.
+			if known := o.ends[at.GetStep()]; known == nil || !at.GetAcknowledged() {
+				o.ends[at.GetStep()] = at
+			} else if known.GetState() != at.GetState() || known.GetEnd().GetCode() != at.GetEnd().GetCode() {
+				o.t.Errorf("end %v became %v", known, at)
+			}
 		}
 	}
 	for {
