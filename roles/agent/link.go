@@ -306,7 +306,7 @@ func (a *Agent) connect(ctx context.Context, server string) (welcomed bool, err 
 		wake: make(chan struct{}, 1), chunks: make(chan *wire.AgentMessage),
 		reports: map[key]struct{}{}, reads: map[uint64]*read{},
 	}
-	said, err := bootTime()
+	asked, err := bootTime()
 	if err != nil {
 		return false, err
 	}
@@ -337,7 +337,7 @@ func (a *Agent) connect(ctx context.Context, server string) (welcomed bool, err 
 	defer a.drop(l)
 	if w.GetTrusted() {
 		a.mu.Lock()
-		a.contact = max(a.contact, said)
+		a.contact = max(a.contact, asked)
 		a.mu.Unlock()
 	}
 	a.isReady.Do(func() { close(a.ready) })

@@ -1640,7 +1640,7 @@ type Welcome struct {
 	// The controller sends a Ping this often; the agent gives the link up when it
 	// has heard nothing for three times as long. 0: never.
 	PingNanos     int64 `protobuf:"varint,3,opt,name=ping_nanos,json=pingNanos,proto3" json:"ping_nanos,omitempty"`
-	Trusted       bool  `protobuf:"varint,4,opt,name=trusted,proto3" json:"trusted,omitempty"` // as in a Ping
+	Trusted       bool  `protobuf:"varint,5,opt,name=trusted,proto3" json:"trusted,omitempty"` // as in a Ping
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3509,7 +3509,7 @@ const file_uac_proto_rawDesc = "" +
 	"generation\x12\x1d\n" +
 	"\n" +
 	"ping_nanos\x18\x03 \x01(\x03R\tpingNanos\x12\x18\n" +
-	"\atrusted\x18\x04 \x01(\bR\atrusted\"\x99\x05\n" +
+	"\atrusted\x18\x05 \x01(\bR\atrusted\"\x99\x05\n" +
 	"\x05Start\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\tR\arequest\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x18\n" +
