@@ -56,6 +56,7 @@ type Agent struct {
 	direct  map[string]string // the controller that answered at a server's address itself
 	taken   map[string]bool   // controllers that a link leads to, or is being opened to
 	opened  uint32            // links opened by this process
+	refused map[string]string // by server: why its controller refuses this agent, as was told
 	contact int64             // when a controller that may act was last heard, since boot
 	retired []key             // acknowledged and not yet tidied up
 }
@@ -93,6 +94,7 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 		used:     map[string]int{},
 		direct:   map[string]string{},
 		taken:    map[string]bool{},
+		refused:  map[string]string{},
 		house:    make(chan struct{}, 1),
 	}, nil
 }

@@ -44,6 +44,9 @@ type testController struct {
 	addr  string
 	links chan *testLink
 	stop  func()
+
+	mu     sync.Mutex   // guards refuse, and is held while that runs
+	refuse func() error // if set, ends links instead of serving them
 }
 
 // controller starts a controller.
@@ -77,6 +80,12 @@ func (c *testController) Connect(stream grpc.BidiStreamingServer[wire.AgentMessa
 	if err != nil {
 		return err
 	}
+	c.mu.Lock()
+	if c.refuse != nil {
+		defer c.mu.Unlock()
+		return c.refuse()
+	}
+	c.mu.Unlock()
 	l := &testLink{
 		t: c.t, controller: c.name, hello: m.GetHello(), stream: stream,
 		got: make(chan *wire.AgentMessage, 10_000), lost: make(chan struct{}), close: make(chan struct{}),

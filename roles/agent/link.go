@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
 
 	"uac/roles/wire"
 )
@@ -195,7 +197,7 @@ func (a *Agent) tryServers(ctx context.Context) bool {
 			delete(tried, server) // now it can be told
 		case errors.Is(err, errDoubled) || errors.Is(err, wire.ErrNoOther):
 		default:
-			a.log.Debug("no link", "server", server, "err", err)
+			a.noLink(server, err)
 		}
 	}
 }
@@ -256,6 +258,24 @@ func (a *Agent) controllers() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return slices.Collect(maps.Keys(a.taken))
+}
+
+// noLink tells why there is no link. That a server cannot be reached is daily life. If
+// a controller refuses the agent (another machine has its identity, its certificate is
+// for another name), somebody has to do something, and is told once.
+func (a *Agent) noLink(server string, err error) {
+	switch grpcstatus.Code(err) {
+	case codes.AlreadyExists, codes.PermissionDenied, codes.FailedPrecondition, codes.InvalidArgument, codes.Unauthenticated:
+		a.mu.Lock()
+		told := a.refused[server] == err.Error()
+		a.refused[server] = err.Error()
+		a.mu.Unlock()
+		if !told {
+			a.log.Warn("the controller refuses this agent", "server", server, "err", err)
+			return
+		}
+	}
+	a.log.Debug("no link", "server", server, "err", err)
 }
 
 // nextLink returns the name of a new link. The number grows with every process, too,
@@ -409,6 +429,7 @@ func (a *Agent) accept(ctx context.Context, l *link) error {
 		return errOvertaken
 	}
 	a.links[l] = struct{}{}
+	delete(a.refused, l.server)
 	a.metrics.Add(MetricLinks, 1)
 	a.metrics.Add(MetricLinksOpened, 1)
 	a.ledger.each(func(k key, at *attempt) {

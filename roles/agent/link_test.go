@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"runtime"
 	"slices"
 	"strings"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"uac/roles/wire"
@@ -342,6 +345,55 @@ func TestSilentControllerLosesTheLink(t *testing.T) {
 	l = c.next()
 	l.welcome(1, "g1", time.Hour)
 	l.sync()
+}
+
+// Of two machines with one identity the newer is refused again and again. Whoever looks
+// at its log should see that, once.
+func TestARefusalIsToldOnce(t *testing.T) {
+	w := newWorld(t)
+	c := w.controller("c1")
+	var log lockedBuffer
+	refusals := 0
+	enough := make(chan struct{})
+	c.mu.Lock()
+	c.refuse = func() error {
+		if refusals++; refusals == 5 {
+			close(enough)
+		}
+		return grpcstatus.Error(codes.AlreadyExists, "another machine has this identity")
+	}
+	c.mu.Unlock()
+	a := w.agent([]*testController{c}, func(cfg *Config, d *Deps) {
+		cfg.ReconnectMin, cfg.ReconnectMax = time.Millisecond, time.Millisecond
+		d.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	})
+	select {
+	case <-enough:
+	case <-time.After(patience):
+		t.Fatal("the agent does not try again")
+	}
+	a.stop()
+	if n := strings.Count(log.String(), "another machine has this identity"); n != 1 {
+		t.Errorf("told %d times:\n%s", n, log.String())
+	}
+}
+
+// lockedBuffer is a buffer for several writers.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 func TestControllerThatDoesNotWelcomeLosesTheLink(t *testing.T) {
