@@ -56,7 +56,7 @@ func TestAttemptIsStoppedWhenAlone(t *testing.T) {
 		return s.a.ledger.attempt(stubborn).Phase.ended()
 	})
 	s.l.welcome(1, "g1", 0)
-	wantEnd(t, s.l.report(k1, wire.State_EXITED), &wire.End{Code: 143, Stopped: wire.Stop_ALONE})
+	wantEnd(t, s.l.report(k1, wire.State_EXITED), &wire.End{Code: 143, Stopped: wire.Stop_ALONE, Reason: "no controller was heard"})
 	wantEnd(t, s.l.report(stubborn, wire.State_EXITED), &wire.End{Code: 137, Signal: 9, Stopped: wire.Stop_ALONE})
 	s.l.report(other, wire.State_RUNNING)
 	s.restart()

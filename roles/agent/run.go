@@ -222,6 +222,9 @@ func (a *Agent) end(ctx context.Context, r *run, rec record) {
 		a.mu.Unlock()
 		return
 	}
+	if at.Stop == stopAlone && rec.Reason == "" {
+		rec.Reason = "no controller was heard for too long: it may have been started elsewhere"
+	}
 	seq := a.commit(rec)
 	a.notify(r.key)
 	a.mu.Unlock()

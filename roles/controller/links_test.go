@@ -356,3 +356,19 @@ func TestReadOutput(t *testing.T) {
 		t.Errorf("without a link: %v, want unavailable", err)
 	}
 }
+
+// An attempt that the agent has stopped, for whatever reason, has not succeeded if it
+// exits with 0 because of that.
+func TestStoppedAttemptsAreReportedAsSuch(t *testing.T) {
+	for stopped, want := range map[wire.Stop]roles.Report{
+		wire.Stop_NOT_STOPPED: {},
+		wire.Stop_KILLED:      {Killed: true},
+		wire.Stop_TIMED_OUT:   {TimedOut: true},
+		wire.Stop_ALONE:       {TimedOut: true},
+	} {
+		got := reportOf("a1", &wire.Attempt{State: wire.State_EXITED, End: &wire.End{Stopped: stopped}})
+		if got.Killed != want.Killed || got.TimedOut != want.TimedOut {
+			t.Errorf("%v: %+v", stopped, got)
+		}
+	}
+}

@@ -262,10 +262,13 @@ var attemptStates = map[wire.State]roles.AttemptState{
 }
 
 func reportOf(agent string, a *wire.Attempt) roles.Report {
+	stopped := a.GetEnd().GetStopped()
 	return roles.Report{
 		Agent: agent, Step: a.GetStep(), Attempt: int(a.GetAttempt()), State: attemptStates[a.GetState()],
 		ExitCode: int(a.GetEnd().GetCode()), Signal: int(a.GetEnd().GetSignal()), Reason: a.GetEnd().GetReason(),
-		TimedOut: a.GetEnd().GetStopped() == wire.Stop_TIMED_OUT, Killed: a.GetEnd().GetStopped() == wire.Stop_KILLED,
+		// The time without a controller is a time limit, too: who exits with 0 because of
+		// it has not succeeded.
+		TimedOut: stopped == wire.Stop_TIMED_OUT || stopped == wire.Stop_ALONE, Killed: stopped == wire.Stop_KILLED,
 		StartedAt: stampOf(a.GetStartedUnixNano()), FinishedAt: stampOf(a.GetEndedUnixNano()),
 	}
 }
