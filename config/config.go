@@ -170,6 +170,10 @@ type Agent struct {
 	// connect.
 	ReconnectMin time.Duration `yaml:"reconnect_min"`
 	ReconnectMax time.Duration `yaml:"reconnect_max"`
+	// SpoolLimit is how much output of one attempt, and SpoolTotal how much of all,
+	// may wait here to be collected. Attempts that write more are frozen until it is.
+	SpoolLimit int64 `yaml:"spool_limit" unit:"bytes"`
+	SpoolTotal int64 `yaml:"spool_total" unit:"bytes"`
 }
 
 // Relay holds the settings of a node with the role relay.
@@ -214,6 +218,8 @@ func Default() Config {
 			KillGrace:    10 * time.Second,
 			ReconnectMin: 50 * time.Millisecond,
 			ReconnectMax: 5 * time.Second,
+			SpoolLimit:   256 << 20,
+			SpoolTotal:   2 << 30,
 		},
 		Relay: Relay{MaxLinks: 20_000},
 		Log:   Log{Level: "info", Format: "auto"},

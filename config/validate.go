@@ -23,6 +23,9 @@ const noOpInterval = time.Second
 // for the store to rewrite a few of the largest values.
 const minQuota = 128 << 20
 
+// minSpool is the smallest part of an output that an agent gives back to its disk.
+const minSpool = 1 << 20
+
 // fieldError is a problem with one setting, or with the relation of several.
 type fieldError struct {
 	keys    []string // the first one is to blame
@@ -243,6 +246,13 @@ func (c *Config) validateAgent(v *checks) {
 	if a.ReconnectMax < a.ReconnectMin {
 		v.relation([]string{"agent.reconnect_max", "agent.reconnect_min"},
 			"%s is shorter than agent.reconnect_min (%s)", a.ReconnectMax, a.ReconnectMin)
+	}
+	if a.SpoolLimit < minSpool {
+		v.bad("agent.spool_limit", "%s is less than %s", formatSize(a.SpoolLimit), formatSize(minSpool))
+	}
+	if a.SpoolTotal < a.SpoolLimit {
+		v.relation([]string{"agent.spool_total", "agent.spool_limit"},
+			"%s is less than agent.spool_limit (%s)", formatSize(a.SpoolTotal), formatSize(a.SpoolLimit))
 	}
 }
 

@@ -35,6 +35,7 @@ func runAgent(ctx context.Context, d daemonDeps) error {
 	ac.DataDir = filepath.Join(cfg.Node.DataDir, "agent")
 	ac.Servers, ac.Shuffle, ac.Labels = servers, cfg.Agent.Shuffle, cfg.Agent.Labels
 	ac.ReconnectMin, ac.ReconnectMax, ac.KillGrace = cfg.Agent.ReconnectMin, cfg.Agent.ReconnectMax, cfg.Agent.KillGrace
+	ac.SpoolLimit, ac.SpoolTotal = cfg.Agent.SpoolLimit, cfg.Agent.SpoolTotal
 	a, err := agent.New(ac, agent.Deps{Dial: dial, Log: d.log})
 	if err != nil {
 		return usageError("%w", err)

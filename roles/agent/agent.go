@@ -40,6 +40,7 @@ type Agent struct {
 	spares   *spares
 	reaper   *reaper
 	outputs  *outputs
+	spool    *spool
 	limiter  *limiter
 	slots    *slots
 	fail     context.CancelCauseFunc // ends Run
@@ -139,6 +140,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.fail(err)
 	}
 	wg.Go(func() { a.keepHouse(ctx) })
+	wg.Go(func() { a.keepSpool(ctx) })
 	for range 2 { // one server may be a relay, and lead to two controllers
 		wg.Go(func() { a.keepLink(ctx) })
 	}
@@ -200,7 +202,8 @@ func (a *Agent) open(ctx context.Context) (unlock func(), err error) {
 	}
 	a.stock()
 	a.reaper = newReaper()
-	a.outputs = newOutputs(attempts, a.cfg, a.log)
+	a.spool = newSpool(a.cfg.SpoolLimit, a.cfg.SpoolTotal)
+	a.outputs = newOutputs(attempts, a.cfg, a.spool.wanted, a.log)
 	a.limiter = newLimiter(a.log)
 	a.slots = newSlots(a.cfg.MaxAttempts)
 	return func() { lock.Close() }, nil

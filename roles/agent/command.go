@@ -34,6 +34,8 @@ func (a *Agent) handle(ctx context.Context, l *link, m *wire.ControllerMessage) 
 		a.readOutput(ctx, l, body.ReadOutput)
 	case *wire.ControllerMessage_CancelRead:
 		l.cancelRead(body.CancelRead.GetId())
+	case *wire.ControllerMessage_OutputTaken:
+		l.taken(body.OutputTaken.GetId(), body.OutputTaken.GetChunks())
 	case *wire.ControllerMessage_Ping:
 		a.answered(l, body.Ping)
 		pong := &wire.AgentMessage{Body: &wire.AgentMessage_Pong{Pong: &wire.Pong{Number: body.Ping.GetNumber()}}}

@@ -58,6 +58,10 @@ type Config struct {
 	OutputKeep        time.Duration
 	OutputMaxBytes    int64
 	OutputMaxAttempts int
+	// SpoolLimit is how much output of one attempt, and SpoolTotal how much of all, may
+	// wait to be collected. Attempts that write more are frozen until it is. They mean
+	// nothing while nobody collects.
+	SpoolLimit, SpoolTotal int64
 }
 
 // DefaultConfig returns the settings of an agent that was told nothing. Name,
@@ -77,6 +81,8 @@ func DefaultConfig() Config {
 		OutputKeep:        7 * 24 * time.Hour,
 		OutputMaxBytes:    1 << 30,
 		OutputMaxAttempts: 10_000,
+		SpoolLimit:        256 << 20,
+		SpoolTotal:        2 << 30,
 	}
 }
 
@@ -108,6 +114,8 @@ func (c Config) Validate() error {
 	check(c.JournalSize > 0, "journal_size %d: must be positive", c.JournalSize)
 	check(c.TombstoneKeep >= 0 && c.TombstoneMax >= 0, "tombstones: must not be kept for a negative time or number")
 	check(c.OutputKeep >= 0 && c.OutputMaxBytes >= 0 && c.OutputMaxAttempts >= 0, "output: must not be kept for a negative time, size or number")
+	check(c.SpoolLimit >= freeUnit, "spool_limit %d: must be at least %d, the smallest part that is freed", c.SpoolLimit, freeUnit)
+	check(c.SpoolTotal >= c.SpoolLimit, "spool_total %d: must not be less than spool_limit %d", c.SpoolTotal, c.SpoolLimit)
 	return errors.Join(errs...)
 }
 
@@ -139,6 +147,7 @@ const (
 	MetricUnknown     Metric = "agent_attempts_unknown_total"    // ended and nobody knows how
 	MetricRunning     Metric = "agent_attempts_running"          // running now
 	MetricQueued      Metric = "agent_attempts_queued"           // accepted and waiting now
+	MetricFrozen      Metric = "agent_attempts_frozen"           // stopped until output is collected
 	MetricRefused     Metric = "agent_commands_refused_total"    // commands refused
 	MetricReports     Metric = "agent_reports_sent_total"        // reports sent, repetitions included
 	MetricLinks       Metric = "agent_links"                     // links that stand now

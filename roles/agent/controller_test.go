@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,6 +48,9 @@ type testController struct {
 
 	mu     sync.Mutex   // guards refuse, and is held while that runs
 	refuse func() error // if set, ends links instead of serving them
+
+	// collects is what its next welcomes say.
+	collects atomic.Bool
 }
 
 // controller starts a controller.
@@ -87,7 +91,7 @@ func (c *testController) Connect(stream grpc.BidiStreamingServer[wire.AgentMessa
 	}
 	c.mu.Unlock()
 	l := &testLink{
-		t: c.t, controller: c.name, hello: m.GetHello(), stream: stream,
+		t: c.t, controller: c.name, collects: c.collects.Load(), hello: m.GetHello(), stream: stream,
 		got: make(chan *wire.AgentMessage, 10_000), lost: make(chan struct{}), close: make(chan struct{}),
 	}
 	l.counter = l.hello.GetJournal().GetCounter()
@@ -115,6 +119,7 @@ func (c *testController) Connect(stream grpc.BidiStreamingServer[wire.AgentMessa
 type testLink struct {
 	t          testing.TB
 	controller string
+	collects   bool
 	hello      *wire.Hello
 	stream     grpc.BidiStreamingServer[wire.AgentMessage, wire.ControllerMessage]
 	got        chan *wire.AgentMessage
@@ -148,6 +153,7 @@ func (l *testLink) welcome(number uint64, id string, ping time.Duration) {
 	l.t.Helper()
 	l.send(&wire.ControllerMessage{Body: &wire.ControllerMessage_Welcome{Welcome: &wire.Welcome{
 		Controller: l.controller, Generation: &wire.Generation{Number: number, Id: id}, PingNanos: int64(ping), Trusted: true,
+		CollectsOutput: l.collects,
 	}}})
 }
 

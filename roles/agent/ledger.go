@@ -70,9 +70,11 @@ type attempt struct {
 	Wanted  []string          `json:"wanted,omitempty"`
 	Outputs map[string]string `json:"outputs,omitempty"`
 
-	// Of this process: when its end was last reported, and how often again.
+	// Of this process: when its end was last reported, and how often again, and
+	// whether its processes are stopped until output is collected.
 	sentAt time.Time
 	resent int
+	frozen bool
 }
 
 func (l *ledger) attempt(k key) *attempt {
@@ -465,6 +467,7 @@ func (a *attempt) describe(k key) *wire.Attempt {
 		w.End = &wire.End{Code: a.Code, Signal: a.Signal, Stopped: a.Stop.wire(), Reason: a.Reason, Outputs: a.Outputs}
 	} else {
 		w.Stopping = a.Stop.wire()
+		w.Frozen = a.frozen
 	}
 	return w
 }

@@ -253,39 +253,30 @@ func (d attemptDir) seal(limit, dropped int64) error {
 	return errors.Join(err, f.Close())
 }
 
-// outputView is the output of an attempt as readers see it. Nobody writes to it after
-// the end but what the step left behind, and that is no part of it.
+// outputView says how readers see the output of an attempt that has a limit. Nobody
+// writes to it after the end but what the step left behind, and that is no part of it.
 type outputView struct {
-	file  io.ReaderAt
 	limit int64  // 0: none
-	line  string // follows the limit
+	line  string // follows the limit once the attempt has ended
 }
 
-// ReadAt implements io.ReaderAt.
-func (o outputView) ReadAt(p []byte, offset int64) (int, error) {
-	if o.limit == 0 {
-		return o.file.ReadAt(p, offset)
+// read is output.read of what readers see.
+func (v outputView) read(out *output, offset, limit int64) (data []byte, at int64, err error) {
+	if v.limit == 0 {
+		return out.read(offset, limit)
 	}
-	if kept := o.limit - offset; kept > 0 {
-		if int64(len(p)) > kept {
-			n, err := o.file.ReadAt(p[:kept], offset)
-			if err != nil {
-				return n, err
-			}
-			m, err := o.ReadAt(p[n:], offset+int64(n))
-			return n + m, err
+	if offset < v.limit {
+		data, at, err = out.read(offset, min(limit, v.limit-offset))
+		if at < v.limit || err != nil && !errors.Is(err, io.EOF) {
+			return data[:min(int64(len(data)), max(0, v.limit-at))], at, err
 		}
-		return o.file.ReadAt(p, offset)
+		offset = v.limit // what is left of the rest was freed; so is what is beyond
 	}
-	at := offset - o.limit
-	if at >= int64(len(o.line)) {
-		return 0, io.EOF
+	rest := v.line[min(offset-v.limit, int64(len(v.line))):]
+	if rest == "" {
+		return nil, offset, io.EOF
 	}
-	n := copy(p, o.line[at:])
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
+	return []byte(rest[:min(int64(len(rest)), limit)]), offset, nil
 }
 
 // limitOutput keeps the output of a running attempt near its limit until the returned

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -10,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"testing/iotest"
 
 	"uac/roles/wire"
 )
@@ -169,19 +167,59 @@ func TestOutputUpToTheLimitIsLeftAlone(t *testing.T) {
 }
 
 func TestViewOfLimitedOutput(t *testing.T) {
-	view := outputView{file: strings.NewReader("0123456789"), limit: 4, line: "[line]"}
-	if err := iotest.TestReader(io.NewSectionReader(view, 0, 10), []byte("0123[line]")); err != nil {
-		t.Error(err)
-	}
-	// The attempt still runs: there is no line yet, and less than the limit.
-	view = outputView{file: strings.NewReader("01"), limit: 4}
-	var b bytes.Buffer
-	if _, err := io.Copy(&b, io.NewSectionReader(view, 0, 100)); err != nil || b.String() != "01" {
-		t.Errorf("%q, %v", b.String(), err)
-	}
-	view.limit = 0
-	if n, err := view.ReadAt(make([]byte, 9), 1); n != 1 || !errors.Is(err, io.EOF) {
-		t.Errorf("without a limit: %d, %v", n, err)
+	for name, tt := range map[string]struct {
+		found      string
+		hole       bool // of all before the limit, and of what is beyond
+		view       outputView
+		want       string
+		wantBegins int64
+	}{
+		"no limit":                   {found: "0123456789", want: "0123456789"},
+		"runs, less than the limit":  {found: "01", view: outputView{limit: 4}, want: "01"},
+		"runs, more than the limit":  {found: "0123456789", view: outputView{limit: 4}, want: "0123"},
+		"ended":                      {found: "0123456789", view: outputView{limit: 4, line: "[line]"}, want: "0123[line]"},
+		"ended, nothing thrown away": {found: "0123", view: outputView{limit: 4}, want: "0123"},
+		"freed, and ended": {
+			found: strings.Repeat("x", 3*freeUnit), hole: true,
+			view: outputView{limit: 2 * freeUnit, line: "[line]"}, want: "[line]", wantBegins: 2 * freeUnit,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := attemptDir(t.TempDir())
+			if err := os.WriteFile(d.file(fileOutput), []byte(tt.found), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if tt.hole {
+				if err := d.free(int64(len(tt.found))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for size := int64(1); size <= 12; size++ {
+				var out output
+				if err := out.open(d.file(fileOutput)); err != nil {
+					t.Fatal(err)
+				}
+				var got []byte
+				offset, begins := int64(0), int64(-1)
+				for {
+					data, at, err := tt.view.read(&out, offset, size)
+					if errors.Is(err, io.EOF) {
+						break
+					}
+					if err != nil || len(data) == 0 || int64(len(data)) > size {
+						t.Fatalf("%d bytes at %d: %v", len(data), at, err)
+					}
+					if begins < 0 {
+						begins = at
+					}
+					got, offset = append(got, data...), at+int64(len(data))
+				}
+				out.close()
+				if string(got) != tt.want || begins != tt.wantBegins {
+					t.Errorf("%d at a time: %q from %d, want %q from %d", size, got, begins, tt.want, tt.wantBegins)
+				}
+			}
+		})
 	}
 }
 

@@ -42,6 +42,7 @@ type link struct {
 	generation generation
 	constant   bool  // the controller may act and sends no pings that would say so again
 	pongs      pongs // guarded by Agent.mu
+	collects   bool  // the controller says that output is collected
 	cancel     context.CancelCauseFunc
 
 	wake   chan struct{}
@@ -347,7 +348,7 @@ func (a *Agent) connect(ctx context.Context, server string) (welcomed bool, err 
 	if !patience.Stop() {
 		return false, errNoWelcome
 	}
-	l.controller = w.GetController()
+	l.controller, l.collects = w.GetController(), w.GetCollectsOutput()
 	l.constant = w.GetTrusted() && w.GetPingNanos() == 0
 	l.generation = generation{w.GetGeneration().GetNumber(), w.GetGeneration().GetId()}
 	if err := a.accept(ctx, l); err != nil {

@@ -8,23 +8,65 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"uac/roles/wire"
 )
 
 const (
-	// maxReads bounds the reads of output that one link has at a time.
-	maxReads = 16
+	// maxReads bounds the reads of output that one link has at a time. One that
+	// waits costs a goroutine and a descriptor.
+	maxReads = 1024
+	// maxWindow bounds how many chunks a reader may let be on their way.
+	maxWindow = 1024
 	// chunkSize is how much output goes into one message.
 	chunkSize = 64 << 10
-	// followAgain is the time between two looks at output that is followed.
-	followAgain = 100 * time.Millisecond
+	// lookSoon and lookLate bound the time between two looks at output that is
+	// followed: soon after there was some, later and later while there is none. It is
+	// shown at most lookLate after it was written, for seven looks a second.
+	lookSoon, lookLate = 10 * time.Millisecond, 150 * time.Millisecond
 )
 
-// readOutput starts to send output of an attempt. A chunk is read only when the one
-// before has been taken, so that slow readers cost no memory.
+// read is one reading of output that is under way.
+type read struct {
+	cancel context.CancelFunc
+	// window has an element for each chunk that was sent and not taken yet; nil: the
+	// reader takes all there is.
+	window chan struct{}
+}
+
+// room waits until one more chunk may be sent.
+func (r *read) room(ctx context.Context) bool {
+	if r.window == nil {
+		return ctx.Err() == nil
+	}
+	select {
+	case r.window <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// taken says that the reader has taken n chunks.
+func (r *read) taken(n uint32) {
+	for range min(n, maxWindow) {
+		select {
+		case <-r.window:
+		default:
+			return
+		}
+	}
+}
+
+// readOutput starts to send output of an attempt. A chunk is read only when the
+// reader has room for it, so that slow readers cost no memory and hold up nobody.
 func (a *Agent) readOutput(ctx context.Context, l *link, q *wire.ReadOutput) {
 	ctx, cancel := context.WithCancel(ctx)
-	r := &read{cancel}
+	r := &read{cancel: cancel}
+	if n := q.GetWindow(); n > 0 {
+		r.window = make(chan struct{}, min(n, maxWindow))
+	}
 	l.mu.Lock()
 	refuse := ""
 	switch {
@@ -46,22 +88,21 @@ func (a *Agent) readOutput(ctx context.Context, l *link, q *wire.ReadOutput) {
 	l.readN.Go(func() {
 		defer cancel()
 		defer l.endRead(q.GetId(), r)
-		end := a.copyOutput(ctx, q, func(c *wire.OutputChunk) bool {
+		send := func(c *wire.OutputChunk) bool {
+			c.Id = q.GetId()
 			select {
 			case l.chunks <- chunk(c):
 				return true
 			case <-ctx.Done():
 				return false
 			}
-		})
+		}
+		end := a.copyOutput(ctx, q, r, send)
 		if end == nil {
 			return
 		}
 		l.endRead(q.GetId(), r) // who has seen the end may use the id again
-		select {
-		case l.chunks <- chunk(end):
-		case <-ctx.Done():
-		}
+		send(end)
 	})
 }
 
@@ -69,15 +110,22 @@ func chunk(c *wire.OutputChunk) *wire.AgentMessage {
 	return &wire.AgentMessage{Body: &wire.AgentMessage_Output{Output: c}}
 }
 
-// read is one reading of output that is under way.
-type read struct{ cancel context.CancelFunc }
-
 func (l *link) cancelRead(id uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if r := l.reads[id]; r != nil {
 		r.cancel()
 		delete(l.reads, id)
+	}
+}
+
+// taken says that the reader of a read has taken n chunks.
+func (l *link) taken(id uint64, n uint32) {
+	l.mu.Lock()
+	r := l.reads[id]
+	l.mu.Unlock()
+	if r != nil {
+		r.taken(n)
 	}
 }
 
@@ -91,87 +139,170 @@ func (l *link) endRead(id uint64, r *read) {
 }
 
 // copyOutput sends what is asked for and returns the last chunk, nil if ctx ended.
-func (a *Agent) copyOutput(ctx context.Context, q *wire.ReadOutput, send func(*wire.OutputChunk) bool) *wire.OutputChunk {
+func (a *Agent) copyOutput(ctx context.Context, q *wire.ReadOutput, r *read, send func(*wire.OutputChunk) bool) *wire.OutputChunk {
 	k := key{q.GetRequest(), q.GetStep(), q.GetAttempt()}
-	offset := q.GetOffset()
-	last := func(problem string) *wire.OutputChunk {
-		return &wire.OutputChunk{Id: q.GetId(), Offset: offset, Eof: true, Error: problem}
+	offset, left := q.GetOffset(), q.GetLimit()
+	problem := func(text string) *wire.OutputChunk {
+		return &wire.OutputChunk{Offset: offset, Eof: true, Error: text}
 	}
-	if offset < 0 || q.GetLimit() < 0 {
-		return last("offset and limit must not be negative")
+	if offset < 0 || left < 0 {
+		return problem("offset and limit must not be negative")
 	}
 	if p := k.problem(); p != "" {
-		return last(p)
+		return problem(p)
 	}
-	var file *os.File
-	defer func() {
-		if file != nil {
-			file.Close()
-		}
-	}()
-	left := q.GetLimit()
-	for {
+	if q.GetCollect() {
+		a.collected(k, offset)
+	}
+	var out output
+	defer out.close()
+	room := false // for one chunk more
+	for wait := lookSoon; ; wait = min(2*wait, lookLate) {
 		// Before reading: what is written after the end is no part of the output.
-		over, known, view := a.outputState(k)
-		if file == nil {
-			f, err := os.Open(a.dir(k).file(fileOutput))
-			switch {
-			case err == nil:
-				file = f
-			case !errors.Is(err, fs.ErrNotExist):
-				return last(err.Error())
-			case !known:
-				return last("this agent has no output of this attempt, or not any more")
-			}
+		over, may, view := a.outputState(k)
+		switch err := out.open(a.dir(k).file(fileOutput)); {
+		case err == nil:
+		case !errors.Is(err, fs.ErrNotExist):
+			return problem(err.Error())
+		case !may:
+			end := problem("this agent has no output of this attempt, or not any more")
+			end.Gone = true
+			return end
 		}
-		for file != nil {
+		for {
+			if room = room || r.room(ctx); !room {
+				return nil
+			}
 			size := int64(chunkSize)
 			if q.GetLimit() > 0 {
 				size = min(size, left)
 			}
-			buf := make([]byte, size)
-			view.file = file
-			n, err := view.ReadAt(buf, offset)
-			if n > 0 {
-				if !send(&wire.OutputChunk{Id: q.GetId(), Offset: offset, Data: buf[:n]}) {
+			data, at, err := view.read(&out, offset, size)
+			if offset = max(offset, at); len(data) > 0 {
+				if !send(&wire.OutputChunk{Offset: offset, Data: data}) {
 					return nil
 				}
-				offset += int64(n)
-				left -= int64(n)
+				offset += int64(len(data))
+				left -= int64(len(data))
+				room, wait = false, lookSoon
 			}
 			if q.GetLimit() > 0 && left == 0 {
-				return last("")
+				return &wire.OutputChunk{Offset: offset, Eof: true}
 			}
 			if errors.Is(err, io.EOF) {
 				break
 			}
 			if err != nil {
-				return last(err.Error())
+				return problem(err.Error())
 			}
 		}
 		if over || !q.GetFollow() {
-			return last("")
+			return &wire.OutputChunk{Offset: offset, Eof: true, Complete: over}
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(followAgain):
+		case <-time.After(wait):
 		}
 	}
 }
 
-// outputState reports whether an attempt will produce no more output, whether the agent
-// still knows of it, and how its output is to be read.
-func (a *Agent) outputState(k key) (over, known bool, view outputView) {
+// outputState reports whether an attempt will produce no more output, whether it may be
+// without any (of one that has run there is a file, or there was), and how its output is
+// to be read.
+func (a *Agent) outputState(k key) (over, may bool, view outputView) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	at := a.ledger.attempt(k)
 	if at == nil {
 		return true, false, view
 	}
+	over = at.Phase.ended()
 	view.limit = at.Limit
-	if at.Phase.ended() {
+	if over {
 		view.line = droppedLine(at.Limit, at.Dropped)
 	}
-	return at.Phase.ended(), true, view
+	return over, !over || at.Phase == phaseNever, view
+}
+
+// output is the file that an attempt writes to. Parts of it may have been given back
+// to the file system, by whatever process of the agent: they are gone, and never
+// filled again.
+type output struct{ file *os.File }
+
+func (o *output) open(path string) (err error) {
+	if o.file == nil {
+		o.file, err = os.Open(path)
+	}
+	return err
+}
+
+func (o *output) close() {
+	if o.file != nil {
+		o.file.Close()
+	}
+}
+
+// read returns what is there at offset, at most limit bytes, and where that begins:
+// later than at offset if that is gone. io.EOF: there is nothing from there on.
+func (o *output) read(offset, limit int64) (data []byte, at int64, err error) {
+	if o.file == nil {
+		return nil, offset, io.EOF
+	}
+	for {
+		info, err := o.file.Stat()
+		if err != nil {
+			return nil, offset, err
+		}
+		if info.Size() <= offset {
+			return nil, offset, io.EOF
+		}
+		data = make([]byte, min(limit, info.Size()-offset))
+		n, err := o.file.ReadAt(data, offset)
+		if err != nil && n == 0 {
+			return nil, offset, err
+		}
+		// After reading: what is there now was there then, because nothing comes back.
+		hole, err := unix.Seek(int(o.file.Fd()), offset, unix.SEEK_HOLE)
+		switch {
+		case errors.Is(err, unix.EINVAL): // a file system without holes
+			return data[:n], offset, nil
+		case err != nil:
+			return nil, offset, os.NewSyscallError("lseek", err)
+		case hole > offset:
+			return data[:min(int64(n), hole-offset)], offset, nil
+		}
+		next, err := unix.Seek(int(o.file.Fd()), offset, unix.SEEK_DATA)
+		switch {
+		case errors.Is(err, unix.ENXIO): // nothing was there up to the size that it had before
+			offset = info.Size()
+		case err != nil:
+			return nil, offset, os.NewSyscallError("lseek", err)
+		default:
+			offset = next
+		}
+	}
+}
+
+// freeUnit is what parts of an output begin and end at that are given back: a whole
+// number of blocks of any file system, because what is freed of a block reads as
+// zeros and does not show.
+const freeUnit = 1 << 20
+
+// free gives the space of the output before offset back, as far as the file system
+// can.
+func (d attemptDir) free(offset int64) error {
+	if offset -= offset % freeUnit; offset == 0 {
+		return nil
+	}
+	f, err := os.OpenFile(d.file(fileOutput), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, offset)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return nil
+	}
+	return os.NewSyscallError("fallocate", err)
 }

@@ -99,12 +99,12 @@ func TestReadsAreBoundedAndCanBeCancelled(t *testing.T) {
 	if _, problem := s.read(&wire.ReadOutput{Id: 3, Request: "R", Step: "s", Attempt: 1}); !strings.Contains(problem, "with this id") {
 		t.Errorf("a second read with one id: %q", problem)
 	}
-	if _, problem := s.read(&wire.ReadOutput{Id: 99, Request: "R", Step: "s", Attempt: 1}); !strings.Contains(problem, "too many") {
+	if _, problem := s.read(&wire.ReadOutput{Id: maxReads + 1, Request: "R", Step: "s", Attempt: 1}); !strings.Contains(problem, "too many") {
 		t.Errorf("one more read: %q", problem)
 	}
 	s.l.send(&wire.ControllerMessage{Body: &wire.ControllerMessage_CancelRead{CancelRead: &wire.CancelRead{Id: 3}}})
 	s.l.sync()
-	if _, problem := s.read(&wire.ReadOutput{Id: 99, Request: "R", Step: "s", Attempt: 1}); problem != "" {
+	if _, problem := s.read(&wire.ReadOutput{Id: maxReads + 1, Request: "R", Step: "s", Attempt: 1}); problem != "" {
 		t.Errorf("after one was cancelled: %q", problem)
 	}
 	// The end of a link ends its reads: goleak would find them.

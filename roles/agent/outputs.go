@@ -15,9 +15,10 @@ import (
 // outputs keeps the directories of attempts that are over for as long as the settings
 // say, for the sake of their output.
 type outputs struct {
-	root string
-	cfg  Config
-	log  *slog.Logger
+	root   string
+	cfg    Config
+	wanted func() map[string]bool // directories whose output somebody comes for: they stay
+	log    *slog.Logger
 
 	mu   sync.Mutex
 	kept []keptOutput // oldest first
@@ -30,8 +31,8 @@ type keptOutput struct {
 	size  int64
 }
 
-func newOutputs(root string, cfg Config, log *slog.Logger) *outputs {
-	return &outputs{root: root, cfg: cfg, log: log}
+func newOutputs(root string, cfg Config, wanted func() map[string]bool, log *slog.Logger) *outputs {
+	return &outputs{root: root, cfg: cfg, wanted: wanted, log: log}
 }
 
 // load takes over what earlier processes have kept. Directories that still matter are
@@ -60,14 +61,9 @@ func (o *outputs) load(matter map[string]bool) error {
 	return nil
 }
 
-// outputSize returns how much room the output takes. A hole takes none.
-func outputSize(d attemptDir) int64 {
-	var st syscall.Stat_t
-	if err := syscall.Stat(d.file(fileOutput), &st); err != nil {
-		return 0
-	}
-	return min(st.Size, st.Blocks*512)
-}
+// outputSize is what an output takes of the disk, as far as it grows with what was
+// written: parts may have been freed.
+func outputSize(d attemptDir) int64 { return d.waiting(0) }
 
 // keep says that an attempt is acknowledged. Its working directory goes at once.
 func (o *outputs) keep(k key, now time.Time) {
@@ -104,16 +100,22 @@ func (o *outputs) add(k keptOutput) {
 }
 
 func (o *outputs) evict(now time.Time) {
-	n := 0
-	for _, k := range o.kept {
-		if len(o.kept)-n <= o.cfg.OutputMaxAttempts && o.size <= o.cfg.OutputMaxBytes && now.Sub(k.since) <= o.cfg.OutputKeep {
-			break
+	fits := func(k keptOutput, n int) bool {
+		return n <= o.cfg.OutputMaxAttempts && o.size <= o.cfg.OutputMaxBytes && now.Sub(k.since) <= o.cfg.OutputKeep
+	}
+	if len(o.kept) == 0 || fits(o.kept[0], len(o.kept)) {
+		return
+	}
+	wanted, left := o.wanted(), len(o.kept)
+	o.kept = slices.DeleteFunc(o.kept, func(k keptOutput) bool {
+		if wanted[k.name] || fits(k, left) {
+			return false
 		}
 		o.remove(k.name)
 		o.size -= k.size
-		n++
-	}
-	o.kept = slices.Delete(o.kept, 0, n)
+		left--
+		return true
+	})
 }
 
 func (o *outputs) remove(name string) {

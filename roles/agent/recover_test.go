@@ -367,7 +367,7 @@ func TestWhichOutputsAreKept(t *testing.T) {
 		"by age":    {3, 60, 90 * time.Minute, []string{"c"}},
 		"none":      {0, 0, 0, nil},
 	} {
-		o := newOutputs(t.TempDir(), Config{OutputMaxAttempts: tt.attempts, OutputMaxBytes: tt.bytes, OutputKeep: tt.age}, slog.New(slog.DiscardHandler))
+		o := newOutputs(t.TempDir(), Config{OutputMaxAttempts: tt.attempts, OutputMaxBytes: tt.bytes, OutputKeep: tt.age}, func() map[string]bool { return nil }, slog.New(slog.DiscardHandler))
 		for _, k := range kept() {
 			if err := os.Mkdir(filepath.Join(o.root, k.name), 0o700); err != nil {
 				t.Fatal(err)

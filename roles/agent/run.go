@@ -22,10 +22,11 @@ type run struct {
 	key  key
 	dir  attemptDir
 	kick chan struct{} // the ledger has news about the attempt
+	hold chan bool     // it is to be frozen, or thawed
 }
 
 func newRun(k key, dir attemptDir) *run {
-	return &run{key: k, dir: dir, kick: make(chan struct{}, 1)}
+	return &run{key: k, dir: dir, kick: make(chan struct{}, 1), hold: make(chan bool, 1)}
 }
 
 func (r *run) notify() {
@@ -263,6 +264,8 @@ func (a *Agent) attend(ctx context.Context, r *run, p process, pipe *os.File) {
 	defer a.limitOutput(r, state.Limit)()
 	s := stopper{agent: a, run: r, process: p, grace: time.Duration(state.Grace), launched: r.launchedAt(state)}
 	defer s.close()
+	s.freezer = newFreezer(a, r)
+	defer s.freezer.close()
 	if state.Timeout > 0 && state.Stop == "" {
 		s.timeout = time.NewTimer(time.Until(s.launched.Add(time.Duration(state.Timeout))))
 	}
@@ -289,6 +292,8 @@ func (a *Agent) attend(ctx context.Context, r *run, p process, pipe *os.File) {
 		case <-look.C:
 		case <-r.kick:
 			s.kicked()
+		case want := <-r.hold:
+			s.hold(want)
 		case <-timerC(s.timeout):
 			s.stop(stopTimeout)
 		case <-timerC(s.alone):
@@ -413,6 +418,7 @@ type stopper struct {
 
 	timeout, alone, term, kill *time.Timer
 	kills                      int
+	freezer                    freezer
 }
 
 func (s *stopper) close() {
@@ -479,7 +485,18 @@ func (s *stopper) sendTerm(ctx context.Context) {
 	if err := s.process.signal(syscall.SIGTERM); err != nil {
 		s.agent.log.Warn("cannot stop an attempt gently", "attempt", s.run.key.String(), "err", err)
 	}
+	s.freezer.thaw(s.process) // or it could not obey
 	s.kill = time.NewTimer(s.grace)
+}
+
+// hold freezes or thaws the attempt. One that is being stopped is not frozen: it could
+// not obey.
+func (s *stopper) hold(want bool) {
+	if want && s.state().Stop != "" {
+		return
+	}
+	s.find()
+	s.freezer.hold(s.process, want)
 }
 
 // find learns the wrapper's pid if an earlier process of the agent died before it

@@ -1297,12 +1297,16 @@ func (x *Refusal) GetDetail() string {
 }
 
 type OutputChunk struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"` // as in the ReadOutput
-	Offset        int64                  `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
-	Data          []byte                 `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
-	Eof           bool                   `protobuf:"varint,4,opt,name=eof,proto3" json:"eof,omitempty"`    // nothing follows for this id
-	Error         string                 `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"` // ends the read; for example: the output was removed
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Id     uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"` // as in the ReadOutput
+	Offset int64                  `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	Data   []byte                 `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
+	Eof    bool                   `protobuf:"varint,4,opt,name=eof,proto3" json:"eof,omitempty"`    // nothing follows for this id
+	Error  string                 `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"` // ends the read; for example: the output was removed
+	// With eof: the attempt has ended, and this is the end of its output.
+	Complete bool `protobuf:"varint,6,opt,name=complete,proto3" json:"complete,omitempty"`
+	// With error: the agent does not have the output, or not any more.
+	Gone          bool `protobuf:"varint,7,opt,name=gone,proto3" json:"gone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1372,6 +1376,20 @@ func (x *OutputChunk) GetError() string {
 	return ""
 }
 
+func (x *OutputChunk) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
+}
+
+func (x *OutputChunk) GetGone() bool {
+	if x != nil {
+		return x.Gone
+	}
+	return false
+}
+
 type Pong struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"` // as in the Ping
@@ -1435,7 +1453,7 @@ type ControllerMessage struct {
 	//	*ControllerMessage_ReadOutput
 	//	*ControllerMessage_CancelRead
 	//	*ControllerMessage_Ping
-	//	*ControllerMessage_OutputAck
+	//	*ControllerMessage_OutputTaken
 	Body          isControllerMessage_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1564,10 +1582,10 @@ func (x *ControllerMessage) GetPing() *Ping {
 	return nil
 }
 
-func (x *ControllerMessage) GetOutputAck() *OutputAck {
+func (x *ControllerMessage) GetOutputTaken() *OutputTaken {
 	if x != nil {
-		if x, ok := x.Body.(*ControllerMessage_OutputAck); ok {
-			return x.OutputAck
+		if x, ok := x.Body.(*ControllerMessage_OutputTaken); ok {
+			return x.OutputTaken
 		}
 	}
 	return nil
@@ -1609,8 +1627,8 @@ type ControllerMessage_Ping struct {
 	Ping *Ping `protobuf:"bytes,10,opt,name=ping,proto3,oneof"`
 }
 
-type ControllerMessage_OutputAck struct {
-	OutputAck *OutputAck `protobuf:"bytes,11,opt,name=output_ack,json=outputAck,proto3,oneof"`
+type ControllerMessage_OutputTaken struct {
+	OutputTaken *OutputTaken `protobuf:"bytes,12,opt,name=output_taken,json=outputTaken,proto3,oneof"`
 }
 
 func (*ControllerMessage_Welcome) isControllerMessage_Body() {}
@@ -1629,7 +1647,7 @@ func (*ControllerMessage_CancelRead) isControllerMessage_Body() {}
 
 func (*ControllerMessage_Ping) isControllerMessage_Body() {}
 
-func (*ControllerMessage_OutputAck) isControllerMessage_Body() {}
+func (*ControllerMessage_OutputTaken) isControllerMessage_Body() {}
 
 // Welcome accepts a link. An agent that has accepted a higher generation leaves
 // the link; a higher one it records durably before it obeys anything.
@@ -1639,10 +1657,13 @@ type Welcome struct {
 	Generation *Generation            `protobuf:"bytes,2,opt,name=generation,proto3" json:"generation,omitempty"`
 	// The controller sends a Ping this often; the agent gives the link up when it
 	// has heard nothing for three times as long. 0: never.
-	PingNanos     int64 `protobuf:"varint,3,opt,name=ping_nanos,json=pingNanos,proto3" json:"ping_nanos,omitempty"`
-	Trusted       bool  `protobuf:"varint,5,opt,name=trusted,proto3" json:"trusted,omitempty"` // as in a Ping
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	PingNanos int64 `protobuf:"varint,3,opt,name=ping_nanos,json=pingNanos,proto3" json:"ping_nanos,omitempty"`
+	// Output is collected, so that an agent may make attempts wait until theirs is.
+	// If no controller says so any more, none waits.
+	CollectsOutput bool `protobuf:"varint,4,opt,name=collects_output,json=collectsOutput,proto3" json:"collects_output,omitempty"`
+	Trusted        bool `protobuf:"varint,5,opt,name=trusted,proto3" json:"trusted,omitempty"` // as in a Ping
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Welcome) Reset() {
@@ -1694,6 +1715,13 @@ func (x *Welcome) GetPingNanos() int64 {
 		return x.PingNanos
 	}
 	return 0
+}
+
+func (x *Welcome) GetCollectsOutput() bool {
+	if x != nil {
+		return x.CollectsOutput
+	}
+	return false
 }
 
 func (x *Welcome) GetTrusted() bool {
@@ -2092,16 +2120,24 @@ func (x *Ack) GetFinal() bool {
 }
 
 // ReadOutput asks for output of an attempt, standard output and standard error
-// together in the order written. Answered with OutputChunks, the last with eof.
+// together in the order written. Answered with OutputChunks, the last with eof. A
+// chunk that begins after the end of the one before says that what is in between is
+// gone at the agent.
 type ReadOutput struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"` // chosen by the asker, unique on the link
-	Request       string                 `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`
-	Step          string                 `protobuf:"bytes,3,opt,name=step,proto3" json:"step,omitempty"`
-	Attempt       uint32                 `protobuf:"varint,4,opt,name=attempt,proto3" json:"attempt,omitempty"`
-	Offset        int64                  `protobuf:"varint,5,opt,name=offset,proto3" json:"offset,omitempty"`
-	Limit         int64                  `protobuf:"varint,6,opt,name=limit,proto3" json:"limit,omitempty"`   // bytes; 0: all there is
-	Follow        bool                   `protobuf:"varint,7,opt,name=follow,proto3" json:"follow,omitempty"` // wait for more until the attempt has ended
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Id      uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"` // chosen by the asker, unique on the link
+	Request string                 `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`
+	Step    string                 `protobuf:"bytes,3,opt,name=step,proto3" json:"step,omitempty"`
+	Attempt uint32                 `protobuf:"varint,4,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Offset  int64                  `protobuf:"varint,5,opt,name=offset,proto3" json:"offset,omitempty"`
+	Limit   int64                  `protobuf:"varint,6,opt,name=limit,proto3" json:"limit,omitempty"`   // bytes, gone ones not counted; 0: all there is
+	Follow  bool                   `protobuf:"varint,7,opt,name=follow,proto3" json:"follow,omitempty"` // wait for more until the attempt has ended
+	// How many chunks may be on their way before OutputTaken says that they were
+	// taken; 0: any number.
+	Window uint32 `protobuf:"varint,8,opt,name=window,proto3" json:"window,omitempty"`
+	// The asker keeps the output: all before offset is durable there, and the agent
+	// may free it. Whoever asks so comes back for the rest.
+	Collect       bool `protobuf:"varint,9,opt,name=collect,proto3" json:"collect,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2185,6 +2221,73 @@ func (x *ReadOutput) GetFollow() bool {
 	return false
 }
 
+func (x *ReadOutput) GetWindow() uint32 {
+	if x != nil {
+		return x.Window
+	}
+	return 0
+}
+
+func (x *ReadOutput) GetCollect() bool {
+	if x != nil {
+		return x.Collect
+	}
+	return false
+}
+
+// OutputTaken says that the reader has taken so many chunks more.
+type OutputTaken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Chunks        uint32                 `protobuf:"varint,2,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OutputTaken) Reset() {
+	*x = OutputTaken{}
+	mi := &file_uac_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutputTaken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutputTaken) ProtoMessage() {}
+
+func (x *OutputTaken) ProtoReflect() protoreflect.Message {
+	mi := &file_uac_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutputTaken.ProtoReflect.Descriptor instead.
+func (*OutputTaken) Descriptor() ([]byte, []int) {
+	return file_uac_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *OutputTaken) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *OutputTaken) GetChunks() uint32 {
+	if x != nil {
+		return x.Chunks
+	}
+	return 0
+}
+
 type CancelRead struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2194,7 +2297,7 @@ type CancelRead struct {
 
 func (x *CancelRead) Reset() {
 	*x = CancelRead{}
-	mi := &file_uac_proto_msgTypes[20]
+	mi := &file_uac_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2206,7 +2309,7 @@ func (x *CancelRead) String() string {
 func (*CancelRead) ProtoMessage() {}
 
 func (x *CancelRead) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[20]
+	mi := &file_uac_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2219,7 +2322,7 @@ func (x *CancelRead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRead.ProtoReflect.Descriptor instead.
 func (*CancelRead) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{20}
+	return file_uac_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CancelRead) GetId() uint64 {
@@ -2227,85 +2330,6 @@ func (x *CancelRead) GetId() uint64 {
 		return x.Id
 	}
 	return 0
-}
-
-// OutputAck says that the output of an attempt is durable elsewhere up to an
-// offset. It may be repeated and may come late: only the highest counts. It is no
-// command: it is bound to nothing and never refused.
-type OutputAck struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Request       string                 `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
-	Step          string                 `protobuf:"bytes,2,opt,name=step,proto3" json:"step,omitempty"`
-	Attempt       uint32                 `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
-	Offset        int64                  `protobuf:"varint,4,opt,name=offset,proto3" json:"offset,omitempty"`
-	Fence         *Fence                 `protobuf:"bytes,5,opt,name=fence,proto3" json:"fence,omitempty"` // of the owner that made it durable
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *OutputAck) Reset() {
-	*x = OutputAck{}
-	mi := &file_uac_proto_msgTypes[21]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *OutputAck) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*OutputAck) ProtoMessage() {}
-
-func (x *OutputAck) ProtoReflect() protoreflect.Message {
-	mi := &file_uac_proto_msgTypes[21]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use OutputAck.ProtoReflect.Descriptor instead.
-func (*OutputAck) Descriptor() ([]byte, []int) {
-	return file_uac_proto_rawDescGZIP(), []int{21}
-}
-
-func (x *OutputAck) GetRequest() string {
-	if x != nil {
-		return x.Request
-	}
-	return ""
-}
-
-func (x *OutputAck) GetStep() string {
-	if x != nil {
-		return x.Step
-	}
-	return ""
-}
-
-func (x *OutputAck) GetAttempt() uint32 {
-	if x != nil {
-		return x.Attempt
-	}
-	return 0
-}
-
-func (x *OutputAck) GetOffset() int64 {
-	if x != nil {
-		return x.Offset
-	}
-	return 0
-}
-
-func (x *OutputAck) GetFence() *Fence {
-	if x != nil {
-		return x.Fence
-	}
-	return nil
 }
 
 type Ping struct {
@@ -3474,15 +3498,17 @@ const file_uac_proto_rawDesc = "" +
 	"\x05START\x10\x01\x12\b\n" +
 	"\x04KILL\x10\x02\x12\t\n" +
 	"\x05ADOPT\x10\x03\x12\a\n" +
-	"\x03ACK\x10\x04\"q\n" +
+	"\x03ACK\x10\x04\"\xa1\x01\n" +
 	"\vOutputChunk\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x12\n" +
 	"\x04data\x18\x03 \x01(\fR\x04data\x12\x10\n" +
 	"\x03eof\x18\x04 \x01(\bR\x03eof\x12\x14\n" +
-	"\x05error\x18\x05 \x01(\tR\x05error\"\x1e\n" +
+	"\x05error\x18\x05 \x01(\tR\x05error\x12\x1a\n" +
+	"\bcomplete\x18\x06 \x01(\bR\bcomplete\x12\x12\n" +
+	"\x04gone\x18\a \x01(\bR\x04gone\"\x1e\n" +
 	"\x04Pong\x12\x16\n" +
-	"\x06number\x18\x01 \x01(\x04R\x06number\"\xa7\x04\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\"\xb3\x04\n" +
 	"\x11ControllerMessage\x12.\n" +
 	"\ajournal\x18\x01 \x01(\v2\x14.uac.wire.v1.JournalR\ajournal\x12'\n" +
 	"\x04link\x18\x02 \x01(\v2\x13.uac.wire.v1.LinkIDR\x04link\x120\n" +
@@ -3496,10 +3522,9 @@ const file_uac_proto_rawDesc = "" +
 	"\vcancel_read\x18\t \x01(\v2\x17.uac.wire.v1.CancelReadH\x00R\n" +
 	"cancelRead\x12'\n" +
 	"\x04ping\x18\n" +
-	" \x01(\v2\x11.uac.wire.v1.PingH\x00R\x04ping\x127\n" +
-	"\n" +
-	"output_ack\x18\v \x01(\v2\x16.uac.wire.v1.OutputAckH\x00R\toutputAckB\x06\n" +
-	"\x04body\"\x9b\x01\n" +
+	" \x01(\v2\x11.uac.wire.v1.PingH\x00R\x04ping\x12=\n" +
+	"\foutput_taken\x18\f \x01(\v2\x18.uac.wire.v1.OutputTakenH\x00R\voutputTakenB\x06\n" +
+	"\x04bodyJ\x04\b\v\x10\f\"\xc4\x01\n" +
 	"\aWelcome\x12\x1e\n" +
 	"\n" +
 	"controller\x18\x01 \x01(\tR\n" +
@@ -3508,7 +3533,8 @@ const file_uac_proto_rawDesc = "" +
 	"generation\x18\x02 \x01(\v2\x17.uac.wire.v1.GenerationR\n" +
 	"generation\x12\x1d\n" +
 	"\n" +
-	"ping_nanos\x18\x03 \x01(\x03R\tpingNanos\x12\x18\n" +
+	"ping_nanos\x18\x03 \x01(\x03R\tpingNanos\x12'\n" +
+	"\x0fcollects_output\x18\x04 \x01(\bR\x0ecollectsOutput\x12\x18\n" +
 	"\atrusted\x18\x05 \x01(\bR\atrusted\"\x99\x05\n" +
 	"\x05Start\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\tR\arequest\x12\x12\n" +
@@ -3548,7 +3574,7 @@ const file_uac_proto_rawDesc = "" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x18\n" +
 	"\aattempt\x18\x03 \x01(\rR\aattempt\x12(\n" +
 	"\x05fence\x18\x04 \x01(\v2\x12.uac.wire.v1.FenceR\x05fence\x12\x14\n" +
-	"\x05final\x18\x05 \x01(\bR\x05final\"\xaa\x01\n" +
+	"\x05final\x18\x05 \x01(\bR\x05final\"\xdc\x01\n" +
 	"\n" +
 	"ReadOutput\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x18\n" +
@@ -3557,16 +3583,15 @@ const file_uac_proto_rawDesc = "" +
 	"\aattempt\x18\x04 \x01(\rR\aattempt\x12\x16\n" +
 	"\x06offset\x18\x05 \x01(\x03R\x06offset\x12\x14\n" +
 	"\x05limit\x18\x06 \x01(\x03R\x05limit\x12\x16\n" +
-	"\x06follow\x18\a \x01(\bR\x06follow\"\x1c\n" +
+	"\x06follow\x18\a \x01(\bR\x06follow\x12\x16\n" +
+	"\x06window\x18\b \x01(\rR\x06window\x12\x18\n" +
+	"\acollect\x18\t \x01(\bR\acollect\"5\n" +
+	"\vOutputTaken\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
+	"\x06chunks\x18\x02 \x01(\rR\x06chunks\"\x1c\n" +
 	"\n" +
 	"CancelRead\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\x04R\x02id\"\x95\x01\n" +
-	"\tOutputAck\x12\x18\n" +
-	"\arequest\x18\x01 \x01(\tR\arequest\x12\x12\n" +
-	"\x04step\x18\x02 \x01(\tR\x04step\x12\x18\n" +
-	"\aattempt\x18\x03 \x01(\rR\aattempt\x12\x16\n" +
-	"\x06offset\x18\x04 \x01(\x03R\x06offset\x12(\n" +
-	"\x05fence\x18\x05 \x01(\v2\x12.uac.wire.v1.FenceR\x05fence\"N\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"N\n" +
 	"\x04Ping\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x18\n" +
 	"\atrusted\x18\x02 \x01(\bR\atrusted\x12\x14\n" +
@@ -3724,8 +3749,8 @@ var file_uac_proto_goTypes = []any{
 	(*Adopt)(nil),             // 22: uac.wire.v1.Adopt
 	(*Ack)(nil),               // 23: uac.wire.v1.Ack
 	(*ReadOutput)(nil),        // 24: uac.wire.v1.ReadOutput
-	(*CancelRead)(nil),        // 25: uac.wire.v1.CancelRead
-	(*OutputAck)(nil),         // 26: uac.wire.v1.OutputAck
+	(*OutputTaken)(nil),       // 25: uac.wire.v1.OutputTaken
+	(*CancelRead)(nil),        // 26: uac.wire.v1.CancelRead
 	(*Ping)(nil),              // 27: uac.wire.v1.Ping
 	(*RelayAsk)(nil),          // 28: uac.wire.v1.RelayAsk
 	(*RelayAnswer)(nil),       // 29: uac.wire.v1.RelayAnswer
@@ -3784,9 +3809,9 @@ var file_uac_proto_depIdxs = []int32{
 	22, // 31: uac.wire.v1.ControllerMessage.adopt:type_name -> uac.wire.v1.Adopt
 	23, // 32: uac.wire.v1.ControllerMessage.ack:type_name -> uac.wire.v1.Ack
 	24, // 33: uac.wire.v1.ControllerMessage.read_output:type_name -> uac.wire.v1.ReadOutput
-	25, // 34: uac.wire.v1.ControllerMessage.cancel_read:type_name -> uac.wire.v1.CancelRead
+	26, // 34: uac.wire.v1.ControllerMessage.cancel_read:type_name -> uac.wire.v1.CancelRead
 	27, // 35: uac.wire.v1.ControllerMessage.ping:type_name -> uac.wire.v1.Ping
-	26, // 36: uac.wire.v1.ControllerMessage.output_ack:type_name -> uac.wire.v1.OutputAck
+	25, // 36: uac.wire.v1.ControllerMessage.output_taken:type_name -> uac.wire.v1.OutputTaken
 	5,  // 37: uac.wire.v1.Welcome.generation:type_name -> uac.wire.v1.Generation
 	6,  // 38: uac.wire.v1.Start.fence:type_name -> uac.wire.v1.Fence
 	46, // 39: uac.wire.v1.Start.env:type_name -> uac.wire.v1.Start.EnvEntry
@@ -3794,41 +3819,40 @@ var file_uac_proto_depIdxs = []int32{
 	6,  // 41: uac.wire.v1.Kill.fence:type_name -> uac.wire.v1.Fence
 	6,  // 42: uac.wire.v1.Adopt.fence:type_name -> uac.wire.v1.Fence
 	6,  // 43: uac.wire.v1.Ack.fence:type_name -> uac.wire.v1.Fence
-	6,  // 44: uac.wire.v1.OutputAck.fence:type_name -> uac.wire.v1.Fence
-	4,  // 45: uac.wire.v1.RelayAnswer.reason:type_name -> uac.wire.v1.RelayAnswer.Reason
-	31, // 46: uac.wire.v1.RelayBeat.hello:type_name -> uac.wire.v1.RelayHello
-	33, // 47: uac.wire.v1.EnrollRequest.more:type_name -> uac.wire.v1.RenewRequest
-	34, // 48: uac.wire.v1.EnrollResponse.certificate:type_name -> uac.wire.v1.Certificate
-	34, // 49: uac.wire.v1.EnrollResponse.more:type_name -> uac.wire.v1.Certificate
-	48, // 50: uac.wire.v1.EnrollResponse.cas:type_name -> uac.wire.v1.EnrollResponse.CasEntry
-	10, // 51: uac.wire.v1.PeekResponse.hello:type_name -> uac.wire.v1.Hello
-	18, // 52: uac.wire.v1.DeliverRequest.message:type_name -> uac.wire.v1.ControllerMessage
-	8,  // 53: uac.wire.v1.ReportRequest.link:type_name -> uac.wire.v1.LinkID
-	9,  // 54: uac.wire.v1.ReportRequest.message:type_name -> uac.wire.v1.AgentMessage
-	24, // 55: uac.wire.v1.ReadOutputRequest.read:type_name -> uac.wire.v1.ReadOutput
-	9,  // 56: uac.wire.v1.Link.Connect:input_type -> uac.wire.v1.AgentMessage
-	30, // 57: uac.wire.v1.Link.Relay:input_type -> uac.wire.v1.RelayBeat
-	33, // 58: uac.wire.v1.Link.Renew:input_type -> uac.wire.v1.RenewRequest
-	35, // 59: uac.wire.v1.Enroll.Enroll:input_type -> uac.wire.v1.EnrollRequest
-	37, // 60: uac.wire.v1.Member.Peek:input_type -> uac.wire.v1.PeekRequest
-	39, // 61: uac.wire.v1.Member.Deliver:input_type -> uac.wire.v1.DeliverRequest
-	41, // 62: uac.wire.v1.Member.Report:input_type -> uac.wire.v1.ReportRequest
-	43, // 63: uac.wire.v1.Member.ReadOutput:input_type -> uac.wire.v1.ReadOutputRequest
-	33, // 64: uac.wire.v1.Member.Renew:input_type -> uac.wire.v1.RenewRequest
-	18, // 65: uac.wire.v1.Link.Connect:output_type -> uac.wire.v1.ControllerMessage
-	32, // 66: uac.wire.v1.Link.Relay:output_type -> uac.wire.v1.RelayEcho
-	34, // 67: uac.wire.v1.Link.Renew:output_type -> uac.wire.v1.Certificate
-	36, // 68: uac.wire.v1.Enroll.Enroll:output_type -> uac.wire.v1.EnrollResponse
-	38, // 69: uac.wire.v1.Member.Peek:output_type -> uac.wire.v1.PeekResponse
-	40, // 70: uac.wire.v1.Member.Deliver:output_type -> uac.wire.v1.DeliverResponse
-	42, // 71: uac.wire.v1.Member.Report:output_type -> uac.wire.v1.ReportResponse
-	16, // 72: uac.wire.v1.Member.ReadOutput:output_type -> uac.wire.v1.OutputChunk
-	34, // 73: uac.wire.v1.Member.Renew:output_type -> uac.wire.v1.Certificate
-	65, // [65:74] is the sub-list for method output_type
-	56, // [56:65] is the sub-list for method input_type
-	56, // [56:56] is the sub-list for extension type_name
-	56, // [56:56] is the sub-list for extension extendee
-	0,  // [0:56] is the sub-list for field type_name
+	4,  // 44: uac.wire.v1.RelayAnswer.reason:type_name -> uac.wire.v1.RelayAnswer.Reason
+	31, // 45: uac.wire.v1.RelayBeat.hello:type_name -> uac.wire.v1.RelayHello
+	33, // 46: uac.wire.v1.EnrollRequest.more:type_name -> uac.wire.v1.RenewRequest
+	34, // 47: uac.wire.v1.EnrollResponse.certificate:type_name -> uac.wire.v1.Certificate
+	34, // 48: uac.wire.v1.EnrollResponse.more:type_name -> uac.wire.v1.Certificate
+	48, // 49: uac.wire.v1.EnrollResponse.cas:type_name -> uac.wire.v1.EnrollResponse.CasEntry
+	10, // 50: uac.wire.v1.PeekResponse.hello:type_name -> uac.wire.v1.Hello
+	18, // 51: uac.wire.v1.DeliverRequest.message:type_name -> uac.wire.v1.ControllerMessage
+	8,  // 52: uac.wire.v1.ReportRequest.link:type_name -> uac.wire.v1.LinkID
+	9,  // 53: uac.wire.v1.ReportRequest.message:type_name -> uac.wire.v1.AgentMessage
+	24, // 54: uac.wire.v1.ReadOutputRequest.read:type_name -> uac.wire.v1.ReadOutput
+	9,  // 55: uac.wire.v1.Link.Connect:input_type -> uac.wire.v1.AgentMessage
+	30, // 56: uac.wire.v1.Link.Relay:input_type -> uac.wire.v1.RelayBeat
+	33, // 57: uac.wire.v1.Link.Renew:input_type -> uac.wire.v1.RenewRequest
+	35, // 58: uac.wire.v1.Enroll.Enroll:input_type -> uac.wire.v1.EnrollRequest
+	37, // 59: uac.wire.v1.Member.Peek:input_type -> uac.wire.v1.PeekRequest
+	39, // 60: uac.wire.v1.Member.Deliver:input_type -> uac.wire.v1.DeliverRequest
+	41, // 61: uac.wire.v1.Member.Report:input_type -> uac.wire.v1.ReportRequest
+	43, // 62: uac.wire.v1.Member.ReadOutput:input_type -> uac.wire.v1.ReadOutputRequest
+	33, // 63: uac.wire.v1.Member.Renew:input_type -> uac.wire.v1.RenewRequest
+	18, // 64: uac.wire.v1.Link.Connect:output_type -> uac.wire.v1.ControllerMessage
+	32, // 65: uac.wire.v1.Link.Relay:output_type -> uac.wire.v1.RelayEcho
+	34, // 66: uac.wire.v1.Link.Renew:output_type -> uac.wire.v1.Certificate
+	36, // 67: uac.wire.v1.Enroll.Enroll:output_type -> uac.wire.v1.EnrollResponse
+	38, // 68: uac.wire.v1.Member.Peek:output_type -> uac.wire.v1.PeekResponse
+	40, // 69: uac.wire.v1.Member.Deliver:output_type -> uac.wire.v1.DeliverResponse
+	42, // 70: uac.wire.v1.Member.Report:output_type -> uac.wire.v1.ReportResponse
+	16, // 71: uac.wire.v1.Member.ReadOutput:output_type -> uac.wire.v1.OutputChunk
+	34, // 72: uac.wire.v1.Member.Renew:output_type -> uac.wire.v1.Certificate
+	64, // [64:73] is the sub-list for method output_type
+	55, // [55:64] is the sub-list for method input_type
+	55, // [55:55] is the sub-list for extension type_name
+	55, // [55:55] is the sub-list for extension extendee
+	0,  // [0:55] is the sub-list for field type_name
 }
 
 func init() { file_uac_proto_init() }
@@ -3853,7 +3877,7 @@ func file_uac_proto_init() {
 		(*ControllerMessage_ReadOutput)(nil),
 		(*ControllerMessage_CancelRead)(nil),
 		(*ControllerMessage_Ping)(nil),
-		(*ControllerMessage_OutputAck)(nil),
+		(*ControllerMessage_OutputTaken)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
