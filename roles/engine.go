@@ -381,6 +381,9 @@ func (e *edit) current(i int, r Report) {
 	case r.State == AttemptIntended && st.Status == StepRunning:
 		e.step(i).Status = StepDispatched
 	}
+	if frozen := r.State == AttemptRunning && r.Frozen; e.Steps[i].Frozen != frozen {
+		e.step(i).Frozen = frozen
+	}
 	if e.Steps[i].Dispatch.Fence != e.Fence {
 		e.step(i).Dispatch.Fence = e.Fence
 	}

@@ -62,6 +62,7 @@ type Report struct {
 	TimedOut   bool
 	Killed     bool
 	Reason     string // why never started, or unknown
+	Frozen     bool   // its processes are stopped until output is collected
 	StartedAt  Stamp
 	FinishedAt Stamp
 }

@@ -135,6 +135,8 @@ type Step struct {
 	// Unreachable says that no controller has a link to the agent. It is not a
 	// status: the step goes on.
 	Unreachable bool `json:"unreachable,omitempty"`
+	// Frozen says that the attempt stands still until its output is collected.
+	Frozen bool `json:"frozen,omitempty"`
 	// BackingOff says that the delay before the next attempt is not over.
 	BackingOff bool `json:"backing_off,omitempty"`
 	// Abandoned says that the step was decided while its attempt may be running.

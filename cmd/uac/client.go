@@ -209,15 +209,11 @@ func (c *client) send(ctx context.Context, k call, out any) error {
 	return nil
 }
 
-// stream makes a call and returns the body of its answer, which the caller
-// closes. A body that ends early or goes silent is an error of its reader, who
-// knows from where to go on.
-func (c *client) stream(ctx context.Context, k call) (io.ReadCloser, error) {
-	resp, err := c.do(ctx, k, func(*http.Response) error { return nil })
-	if err != nil {
-		return nil, err
-	}
-	return resp.Body, nil
+// stream makes a call and returns its answer, whose body the caller closes. A body
+// that ends early or goes silent is an error of its reader, who knows from where to
+// go on.
+func (c *client) stream(ctx context.Context, k call) (*http.Response, error) {
+	return c.do(ctx, k, func(*http.Response) error { return nil })
 }
 
 // do makes a call. A server whose answer accept cannot take counts as one that
@@ -408,7 +404,7 @@ func codeOfStatus(status int) exitCode {
 		return exitUsage
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return exitForbidden
-	case http.StatusNotFound:
+	case http.StatusNotFound, http.StatusGone:
 		return exitNotFound
 	case http.StatusConflict, http.StatusPreconditionFailed:
 		return exitConflict

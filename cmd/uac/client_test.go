@@ -182,15 +182,15 @@ func TestClientFailsOverInTheMiddle(t *testing.T) {
 
 	c = testClient(t, good, frozen.URL)
 	c.idle = 500 * time.Millisecond
-	body, err := c.stream(t.Context(), call{method: http.MethodGet, path: "/v1/x"})
+	resp, err := c.stream(t.Context(), call{method: http.MethodGet, path: "/v1/x"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	data, err := io.ReadAll(body)
+	data, err := io.ReadAll(resp.Body)
 	if string(data) != `{"half":` || !errors.Is(err, errSilent) {
 		t.Errorf("the stream held %q, then %v", data, err)
 	}
-	if err := body.Close(); err != nil {
+	if err := resp.Body.Close(); err != nil {
 		t.Error(err)
 	}
 }

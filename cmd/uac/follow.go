@@ -29,12 +29,12 @@ func follow(ctx context.Context, c *client, id string, ended func(api.Request) b
 	patient := *c
 	patient.patience = watchPatience
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		body, err := patient.stream(ctx, call{method: http.MethodGet, path: pathOf("requests", id, "watch")})
+		resp, err := patient.stream(ctx, call{method: http.MethodGet, path: pathOf("requests", id, "watch")})
 		if err != nil {
 			return api.Request{}, err
 		}
-		last, err := readStates(body, seen)
-		_ = body.Close() // read to its end, or given up
+		last, err := readStates(resp.Body, seen)
+		_ = resp.Body.Close() // read to its end, or given up
 		switch {
 		case err == nil && settled(last) && ended(last):
 			return last, nil

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -33,7 +34,9 @@ func newRequestLogsCommand(a *app) *cobra.Command {
 steps is told apart by lines like ==> STEP (attempt 1 on AGENT) <==.
 
 With --follow it goes on until the request ends or is in doubt, across
-fail-overs, without losing or repeating anything.`,
+fail-overs, without losing or repeating anything. Of a step that is tried again
+it prints each attempt, otherwise the latest. Where a part of the output is gone,
+standard error says so.`,
 		Example: `  uac request logs 01JD8Z6V9YB6W7N2Q5T3R4S8XA
   uac request logs 01JD8Z6V9YB6W7N2Q5T3R4S8XA -f
   uac request logs 01JD8Z6V9YB6W7N2Q5T3R4S8XA --step switch --attempt 1 > switch.log`,
@@ -67,7 +70,7 @@ func runRequestLogs(ctx context.Context, a *app, opts logsOptions) error {
 		return err
 	}
 	out := &logWriter{w: a.stdout, p: a.paint(a.stdout), headers: opts.step == "" && len(req.Steps) > 1}
-	t := &tails{c: c, opts: opts, out: out, seen: map[attempt]bool{}}
+	t := &tails{c: c, opts: opts, out: out, notes: a.stderr, seen: map[string]int{}}
 	if !opts.follow {
 		var errs []error
 		for _, at := range t.fresh(req) {
@@ -105,27 +108,36 @@ type attempt struct {
 
 // tails print the output of attempts as it grows.
 type tails struct {
-	c    *client
-	opts logsOptions
-	out  *logWriter
-	seen map[attempt]bool
+	c     *client
+	opts  logsOptions
+	out   *logWriter
+	notes io.Writer      // what is no output
+	seen  map[string]int // the latest attempt of each step that fresh has returned
 }
 
 // fresh returns the attempts of a request that were not returned before, in the
-// order of its steps.
+// order of its steps: of a step that is seen for the first time the latest, then each.
 func (t *tails) fresh(req api.Request) []attempt {
 	var out []attempt
 	for _, s := range req.Steps {
-		at := attempt{step: s.Name, number: s.Attempt, agent: s.Agent}
-		if t.opts.attempt > 0 {
-			at.number, at.agent = t.opts.attempt, ""
+		from, agent := s.Attempt, s.Agent
+		if before := t.seen[s.Name]; before > 0 {
+			from = before + 1
 		}
-		switch {
-		case t.opts.step != "" && s.Name != t.opts.step, s.Attempt < at.number, at.number == 0, t.seen[at]:
+		to := s.Attempt
+		if n := t.opts.attempt; n > 0 {
+			from, to, agent = max(from, n), min(to, n), ""
+			if t.seen[s.Name] == 0 {
+				from = n
+			}
+		}
+		if t.opts.step != "" && s.Name != t.opts.step || from == 0 {
 			continue
 		}
-		t.seen[at] = true
-		out = append(out, at)
+		for n := from; n <= to; n++ {
+			t.seen[s.Name] = n
+			out = append(out, attempt{step: s.Name, number: n, agent: agent})
+		}
 	}
 	return out
 }
@@ -197,7 +209,7 @@ func (t *tails) read(ctx context.Context, c client, at attempt, offset int64) er
 		if n > 0 {
 			tries = len(c.servers) + 1
 		}
-		if codeOf(err) == exitNotFound && t.opts.step == "" {
+		if p := (*problem)(nil); errors.As(err, &p) && p.Status == http.StatusNotFound && t.opts.step == "" {
 			return nil
 		}
 		if err == nil || tries == 0 || ctx.Err() != nil || !errors.Is(err, errBroken) {
@@ -210,33 +222,54 @@ func (t *tails) read(ctx context.Context, c client, at attempt, offset int64) er
 // errBroken is returned by a copy that broke off.
 var errBroken = errors.New("the output broke off")
 
-// copy prints once what a server has of an attempt from offset on, and returns
-// how much that was.
+// copy prints what a server has of an attempt from offset on, and returns how far it
+// came. Parts that are gone are left out, and told of.
 func (t *tails) copy(ctx context.Context, c client, at attempt, offset int64, follow bool) (int64, error) {
+	var all int64
+	for {
+		n, next, err := t.copyPart(ctx, c, at, offset+all, follow)
+		all += n
+		if err != nil || next <= offset+all {
+			return all, err
+		}
+		note := fmt.Sprintf("the output of step %s (attempt %d) from byte %d to %d is gone", at.step, at.number, offset+all, next)
+		if err := t.out.note(t.notes, note); err != nil {
+			return all, err
+		}
+		all = next - offset
+	}
+}
+
+// copyPart prints what a server has up to the next part that is gone. It returns how
+// much that was, and the offset at which the output goes on, 0 if it does not.
+func (t *tails) copyPart(ctx context.Context, c client, at attempt, offset int64, follow bool) (n, next int64, err error) {
 	query := url.Values{"step": {at.step}, "attempt": {fmt.Sprint(at.number)}, "offset": {fmt.Sprint(offset)}}
 	if follow {
 		query.Set("follow", "true")
 	}
-	body, err := c.stream(ctx, call{method: http.MethodGet, path: pathOf("requests", t.opts.id, "logs"), query: query})
+	resp, err := c.stream(ctx, call{method: http.MethodGet, path: pathOf("requests", t.opts.id, "logs"), query: query})
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	defer func() { _ = body.Close() }() // read to its end, or given up
-	var n int64
+	defer func() { _ = resp.Body.Close() }() // read to its end, or given up
 	piece := make([]byte, 32<<10)
 	for {
-		k, err := body.Read(piece)
+		k, err := resp.Body.Read(piece)
 		if k > 0 {
 			if err := t.out.write(at, piece[:k]); err != nil {
-				return n, err
+				return n, 0, err
 			}
 			n += int64(k)
 		}
 		switch {
 		case errors.Is(err, io.EOF):
-			return n, t.out.flush(at)
+			next, err := strconv.ParseInt(resp.Trailer.Get(api.HeaderOutputNext), 10, 64)
+			if err == nil {
+				return n, next, nil
+			}
+			return n, 0, t.out.flush(at)
 		case err != nil:
-			return n, fmt.Errorf("output of step %s: %w: %w", at.step, errBroken, err)
+			return n, 0, fmt.Errorf("output of step %s: %w: %w", at.step, errBroken, err)
 		}
 	}
 }
@@ -283,6 +316,14 @@ func (l *logWriter) flush(at attempt) error {
 		return nil
 	}
 	return l.printLocked(at, append(rest, '\n'))
+}
+
+// note writes something that is no output, in a line of its own.
+func (l *logWriter) note(w io.Writer, text string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, err := fmt.Fprintln(w, text)
+	return err
 }
 
 func (l *logWriter) printLocked(at attempt, b []byte) error {

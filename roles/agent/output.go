@@ -196,6 +196,9 @@ func (a *Agent) copyOutput(ctx context.Context, q *wire.ReadOutput, r *read, sen
 				return problem(err.Error())
 			}
 		}
+		if over && q.GetCollect() {
+			a.spool.ends(k, offset)
+		}
 		if over || !q.GetFollow() {
 			return &wire.OutputChunk{Offset: offset, Eof: true, Complete: over}
 		}

@@ -28,6 +28,7 @@ type spool struct {
 // waiting is output that somebody collects.
 type waiting struct {
 	kept   int64 // bytes that are durable elsewhere
+	end    int64 // of the output, as whoever collects was told; 0: it was not
 	freed  int64 // of these, given back to the file system
 	frozen bool  // its attempt is
 }
@@ -43,11 +44,24 @@ func (s *spool) keeps(k key, offset int64) (free int64) {
 	defer s.mu.Unlock()
 	w := s.entry(k)
 	w.kept = max(w.kept, offset)
+	if w.end > 0 && w.kept >= w.end {
+		delete(s.waits, k) // what a process left behind writes after that is no part of it
+	}
 	if w.kept-w.freed < freeUnit {
 		return 0
 	}
 	w.freed = w.kept - w.kept%freeUnit
 	return w.freed
+}
+
+// ends says that whoever collects is being told that an attempt has ended, and so has
+// its output.
+func (s *spool) ends(k key, end int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w := s.waits[k]; w != nil {
+		w.end = end
+	}
 }
 
 // found says that an attempt was frozen when this process began.

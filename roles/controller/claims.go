@@ -274,6 +274,10 @@ func (d *desk) claimed(id string, res coord.Result) {
 	if !ok || claim.Node != d.c.cfg.Name || claim.Epoch != d.s.Epoch() {
 		return // claimed again meanwhile
 	}
+	if writes := d.c.mustCollect(snap, state); len(writes) > 0 {
+		// It was accepted when output was not collected yet.
+		d.s.Submit(coord.Tx{Then: writes}, func(coord.Result, error) {})
+	}
 	state.Fence = roles.Fence{} // take says Claimed with it
 	d.log.Info("request claimed", "request", id, "fence", fence.Revision)
 	d.take(id, state, fence)

@@ -60,6 +60,8 @@ type Deps struct {
 	// DialMember returns the member service of another controller or watch.
 	// The connection stays with the dialer, which may share it.
 	DialMember func(ctx context.Context, node string) (wire.MemberClient, error)
+	// Output keeps the output of steps on the shared mount; nil: it stays at the agents.
+	Output OutputStore
 	// End ends the process. It returns at once unless the ending is abrupt.
 	End func(Ending)
 	Log *slog.Logger
@@ -85,6 +87,8 @@ type Controller struct {
 	counted atomic.Int64
 	// told paces the events of machines with one identity.
 	told *seldom
+	// collected is how many bytes of output this node has taken to the mount.
+	collected atomic.Int64
 }
 
 var _ api.Backend = (*Controller)(nil)
@@ -139,6 +143,9 @@ func (c *Controller) serve(ctx context.Context, s *coord.Session) error {
 		c.links.dropAll(errors.New("the controller lost its session"))
 	}()
 	g.Go(func() error { return d.run(gctx) })
+	if c.collects() {
+		g.Go(func() error { return newCollector(gctx, c, s).run(gctx) })
+	}
 	g.Go(func() error { return s.ServeOrders(gctx, c.carryOut) })
 	g.Go(func() error { return s.Lead(gctx, c.lead) })
 	g.Go(func() error { return c.watchMount(gctx, s) })

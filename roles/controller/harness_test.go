@@ -93,6 +93,7 @@ type worldOptions struct {
 	quota                int64
 	failover             coord.Failover
 	change               func(*Config)
+	output               OutputStore
 	firstTokens          []pki.APIToken
 }
 
@@ -146,7 +147,7 @@ func (w *world) run(name string, o worldOptions) *node {
 	}
 	n := &node{w: w, done: make(chan struct{})}
 	n.Controller = New(cfg, Deps{
-		Member: w.cluster.Node(name).Member, Authority: w.ca, FirstTokens: o.firstTokens,
+		Member: w.cluster.Node(name).Member, Authority: w.ca, FirstTokens: o.firstTokens, Output: o.output,
 		DialMember: func(_ context.Context, to string) (wire.MemberClient, error) { return w.dial(name, to) },
 		End: func(e Ending) {
 			n.mu.Lock()

@@ -23,6 +23,7 @@ const (
 	prefixMounts    = "mounts/"
 	prefixClusters  = "clusters/"
 	prefixSlots     = "slots/"
+	prefixCollect   = "collect/"
 )
 
 func specKey(id string) string       { return prefixRequests + id + "/spec" }

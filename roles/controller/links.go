@@ -188,6 +188,8 @@ func (s *linkServer) Connect(stream grpc.BidiStreamingServer[wire.AgentMessage, 
 		Generation: &wire.Generation{Number: uint64(number), Id: id},
 		PingNanos:  int64(s.c.cfg.PingInterval),
 		Trusted:    s.c.trusted(),
+
+		CollectsOutput: s.c.collects(),
 	}}}
 	if !s.c.links.put(l) {
 		return status.Error(codes.AlreadyExists, "a newer link of this agent is open")

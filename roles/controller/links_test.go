@@ -327,17 +327,38 @@ func TestReadOutput(t *testing.T) {
 		}()
 		return asked
 	}
-	asked := answer(&wire.OutputChunk{Data: []byte("hello ")}, &wire.OutputChunk{Data: []byte("world"), Eof: true})
+	asked := answer(&wire.OutputChunk{Offset: 3, Data: []byte("hello ")}, &wire.OutputChunk{Offset: 9, Data: []byte("world"), Eof: true})
 	text, err := read("one", 0, 3)
 	if err != nil || text != "hello world" {
 		t.Fatalf("got %q, %v", text, err)
 	}
 	ask := <-asked
-	same(t, "the question", &wire.ReadOutput{Id: ask.GetId(), Request: r.ID, Step: "one", Attempt: 1, Offset: 3}, ask)
+	same(t, "the question", &wire.ReadOutput{Id: ask.GetId(), Request: r.ID, Step: "one", Attempt: 1, Offset: 3, Window: readWindow}, ask)
 
 	asked = answer(&wire.OutputChunk{Error: "it was removed"})
-	if _, err := read("one", 1, 0); err == nil || err.Error() != "it was removed" {
+	if _, err := read("one", 1, 0); err == nil || err.Error() != "agent a1: it was removed" {
 		t.Fatalf("got %v, want what the agent says", err)
+	}
+	<-asked
+
+	// The agent does not have it, and nothing is kept elsewhere. Before the step has
+	// begun that says nothing.
+	asked = answer(&wire.OutputChunk{Error: "never heard of it", Gone: true, Eof: true})
+	if _, err := read("one", 1, 0); !isErr(err, api.ErrUnavailable) {
+		t.Fatalf("before it began: %v, want unavailable", err)
+	}
+	<-asked
+	a.report(r.ID, "one", 1, wire.State_RUNNING, nil)
+	c1.awaitStep(r.ID, "one", roles.StepRunning)
+	asked = answer(&wire.OutputChunk{Error: "not any more", Gone: true, Eof: true})
+	if _, err := read("one", 1, 0); !isErr(err, api.ErrGone) {
+		t.Fatalf("got %v, want gone", err)
+	}
+	<-asked
+	asked = answer(&wire.OutputChunk{Offset: 0, Data: []byte("abc")}, &wire.OutputChunk{Offset: 10, Data: []byte("xyz"), Eof: true})
+	var gap *api.Gap
+	if text, err := read("one", 1, 0); text != "abc" || !errors.As(err, &gap) || gap.Next != 10 {
+		t.Fatalf("%q, then %v, want a gap up to 10", text, err)
 	}
 	<-asked
 

@@ -269,6 +269,7 @@ func reportOf(agent string, a *wire.Attempt) roles.Report {
 		// The time without a controller is a time limit, too: who exits with 0 because of
 		// it has not succeeded.
 		TimedOut: stopped == wire.Stop_TIMED_OUT || stopped == wire.Stop_ALONE, Killed: stopped == wire.Stop_KILLED,
+		Frozen:    a.GetFrozen(),
 		StartedAt: stampOf(a.GetStartedUnixNano()), FinishedAt: stampOf(a.GetEndedUnixNano()),
 	}
 }

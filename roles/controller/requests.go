@@ -154,6 +154,7 @@ func (c *Controller) admit(a api.Actor, spec api.RunSpec, key string) (admission
 			c.audit(a, "request.accepted", id, map[string]string{"process": proc.Name}),
 		},
 	}
+	adm.tx.Then = append(adm.tx.Then, c.mustCollect(snap, adm.state)...)
 	if key != "" {
 		adm.tx.If = append(adm.tx.If, coord.Absent(idemKey(key)))
 		adm.tx.Then = append(adm.tx.Then, coord.Put(idemKey(key), encode(idemRecord{Request: id, Digest: req.Digest})))
@@ -275,6 +276,8 @@ func (c *Controller) view(snap coord.Snapshot, state roles.State, claim claimRec
 		def := state.Def(i)
 		switch ready := st.Status == roles.StepReady && !st.BackingOff && !v.Status.Final(); {
 		case st.Reason != "":
+		case st.Frozen:
+			r.Steps[i].Reason = "frozen: its output waits for the shared mount"
 		case st.TimedOut:
 			r.Steps[i].Reason = "stopped after its timeout of " + time.Duration(def.Timeout).String()
 		case ready:

@@ -1,6 +1,9 @@
 package api
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // Errors that a Backend returns, wrapped, and that become status codes.
 var (
@@ -16,4 +19,11 @@ var (
 	ErrUnavailable = errors.New("unavailable")
 	// ErrNoRoom: 507, exit code 1.
 	ErrNoRoom = errors.New("no room")
+	// ErrGone: 410, exit code 4: there was such a thing.
+	ErrGone = errors.New("gone")
 )
+
+// Gap is the error of output of which a part is gone: it goes on at Next.
+type Gap struct{ Next int64 }
+
+func (g *Gap) Error() string { return fmt.Sprintf("the output up to byte %d is gone", g.Next) }

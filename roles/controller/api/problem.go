@@ -52,6 +52,8 @@ func problemOf(err error) (p *huma.ErrorModel, known bool) {
 		return p, true
 	case errors.Is(err, ErrNotFound):
 		return problem(http.StatusNotFound, err.Error()), true
+	case errors.Is(err, ErrGone):
+		return problem(http.StatusGone, err.Error()), true
 	case errors.Is(err, ErrConflict):
 		return problem(http.StatusConflict, err.Error()), true
 	case errors.Is(err, ErrInvalid):

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -20,6 +21,10 @@ const (
 	mediaLines = "application/x-ndjson"
 	mediaBytes = "application/octet-stream"
 )
+
+// HeaderOutputNext is a trailer of an answer with output that ends before a part that
+// is gone: the offset at which it goes on.
+const HeaderOutputNext = "Uac-Output-Next"
 
 // errStopping ends streams when this controller stops. Clients go on at the
 // next one.
@@ -107,6 +112,12 @@ func (s *Server) serveStream(media string, produce func(context.Context, *stream
 		end(nil)
 		wg.Wait()
 
+		if gap := (*Gap)(nil); errors.As(err, &gap) {
+			// The answer ends before what is gone, and says behind it where to ask again.
+			_, _ = out.Write(nil)
+			w.Header().Set(http.TrailerPrefix+HeaderOutputNext, strconv.FormatInt(gap.Next, 10))
+			return
+		}
 		switch {
 		case err == nil && !out.begun:
 			_, _ = out.Write(nil) // an empty answer is an answer
