@@ -101,11 +101,8 @@ func (b *bench) followed(ctx context.Context, name, script string, w io.Writer) 
 	if err != nil {
 		return err
 	}
-	t := &tails{
-		c: b.api, opts: logsOptions{id: id, step: "write", follow: true},
-		out: &logWriter{w: stream{Writer: w}}, seen: map[attempt]bool{},
-	}
-	return t.follow(ctx)
+	opts := logsOptions{id: id, step: "write", follow: true}
+	return newTails(b.api, opts, &logWriter{w: stream{Writer: w}}, b.a.stderr).follow(ctx)
 }
 
 // logLines measures how long lines take. Their times are those of one wall clock:

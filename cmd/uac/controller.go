@@ -76,6 +76,10 @@ func runController(ctx context.Context, d daemonDeps) error {
 	defer end.stop()
 
 	shared := mount.New(cfg.SharedMount(), mount.Deps{Command: mountCommand, Log: d.log})
+	var output controller.OutputStore
+	if cfg.Mount.Dir != "" {
+		output = shared
+	}
 	c := controller.New(controller.Config{
 		Name: cfg.Node.Name, Host: node.host, IP: node.ip, API: apiURL(cfg, apiListener.Addr()),
 		Version: d.build.Version, BuildID: d.build.Commit, BuildDate: d.build.Date,
@@ -83,7 +87,7 @@ func runController(ctx context.Context, d daemonDeps) error {
 		PingInterval: pingInterval,
 		History:      controller.HistoryConfig{Hot: cfg.History.Hot, HotCount: cfg.History.HotCount, Keep: cfg.History.Keep},
 	}, controller.Deps{
-		Member: node.member, Authority: authority, FirstTokens: first, Mount: shared,
+		Member: node.member, Authority: authority, FirstTokens: first, Mount: shared, Output: output,
 		DialMember: node.dialer.dial,
 		End:        func(e controller.Ending) { end.end(e.Abrupt, e.Restart) },
 		Log:        d.log,

@@ -70,7 +70,7 @@ func runRequestLogs(ctx context.Context, a *app, opts logsOptions) error {
 		return err
 	}
 	out := &logWriter{w: a.stdout, p: a.paint(a.stdout), headers: opts.step == "" && len(req.Steps) > 1}
-	t := &tails{c: c, opts: opts, out: out, notes: a.stderr, seen: map[string]int{}}
+	t := newTails(c, opts, out, a.stderr)
 	if !opts.follow {
 		var errs []error
 		for _, at := range t.fresh(req) {
@@ -113,6 +113,10 @@ type tails struct {
 	out   *logWriter
 	notes io.Writer      // what is no output
 	seen  map[string]int // the latest attempt of each step that fresh has returned
+}
+
+func newTails(c *client, opts logsOptions, out *logWriter, notes io.Writer) *tails {
+	return &tails{c: c, opts: opts, out: out, notes: notes, seen: map[string]int{}}
 }
 
 // fresh returns the attempts of a request that were not returned before, in the

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"uac/codestation/mount"
 	"uac/coord"
 	"uac/coord/coordtest"
 	"uac/roles"
@@ -104,12 +105,12 @@ func (s *dirStore) ReadAt(_ context.Context, name string, off int64, n int) (dat
 	return data, err
 }
 
-func (s *dirStore) List(_ context.Context, dir string) (files []OutputFile, err error) {
+func (s *dirStore) List(_ context.Context, dir string) (files []mount.Entry, err error) {
 	err = s.do("list", dir, func(path string) error {
 		entries, err := os.ReadDir(path)
 		for _, e := range entries {
 			if info, err := e.Info(); err == nil {
-				files = append(files, OutputFile{e.Name(), info.Size()})
+				files = append(files, mount.Entry{Name: e.Name(), Size: info.Size()})
 			}
 		}
 		return err

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"uac/codestation/mount"
 	"uac/roles/controller/api"
 )
 
@@ -27,13 +28,7 @@ type OutputStore interface {
 	// io.EOF.
 	ReadAt(ctx context.Context, name string, off int64, n int) ([]byte, error)
 	// List returns the files in a directory. fs.ErrNotExist: there is none.
-	List(ctx context.Context, dir string) ([]OutputFile, error)
-}
-
-// OutputFile is a file in an [OutputStore].
-type OutputFile struct {
-	Name string // without the directory
-	Size int64
+	List(ctx context.Context, dir string) ([]mount.Entry, error)
 }
 
 // errStore marks errors of the store: the output may be there, and cannot be reached
@@ -89,7 +84,7 @@ type keptOutput struct {
 }
 
 // parseKept makes sense of the files in a directory. Others than ours are left alone.
-func parseKept(dir string, files []OutputFile) keptOutput {
+func parseKept(dir string, files []mount.Entry) keptOutput {
 	k := keptOutput{end: -1, gone: -1}
 	for _, f := range files {
 		kind, rest, _ := strings.Cut(f.Name, "-")

@@ -7,14 +7,16 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+
+	"uac/codestation/mount"
 )
 
 func TestParseKept(t *testing.T) {
-	k := parseKept("d", []OutputFile{
-		{"0-1-70-0", 100}, {"1-1-60-90", 50}, {"3-1-60-200", 10}, {"2-1-60-140", 0}, // nothing is in that yet
-		{"end-210", 0}, {"gone-5", 0},
+	k := parseKept("d", []mount.Entry{
+		{Name: "0-1-70-0", Size: 100}, {Name: "1-1-60-90", Size: 50}, {Name: "3-1-60-200", Size: 10}, {Name: "2-1-60-140", Size: 0}, // nothing is in that yet
+		{Name: "end-210", Size: 0}, {Name: "gone-5", Size: 0},
 		// Not ours, or not of this program.
-		{"end-", 0}, {"end--1", 0}, {"end-x", 0}, {"gone", 0}, {"1-2-3", 5}, {"1-2-3-4-5", 5}, {"01-2-3-4", 5}, {"-1-2-3-4", 5}, {".nfs0001", 5}, {"1-2-3-x", 5},
+		{Name: "end-", Size: 0}, {Name: "end--1", Size: 0}, {Name: "end-x", Size: 0}, {Name: "gone", Size: 0}, {Name: "1-2-3", Size: 5}, {Name: "1-2-3-4-5", Size: 5}, {Name: "01-2-3-4", Size: 5}, {Name: "-1-2-3-4", Size: 5}, {Name: ".nfs0001", Size: 5}, {Name: "1-2-3-x", Size: 5},
 	})
 	want := keptOutput{end: 210, gone: 5, segments: []segment{
 		{name: "d/0-1-70-0", generation: 1, epoch: 70, size: 100},
@@ -54,9 +56,9 @@ func TestSegmentsJoin(t *testing.T) {
 		total := rapid.Int64Range(1, int64(len(content))).Draw(t, "total")
 		files := map[string][]byte{}
 		list := func() keptOutput {
-			var all []OutputFile
+			var all []mount.Entry
 			for name, data := range files {
-				all = append(all, OutputFile{name, int64(len(data))})
+				all = append(all, mount.Entry{Name: name, Size: int64(len(data))})
 			}
 			return parseKept("", all)
 		}
