@@ -100,6 +100,7 @@ func (e *edit) become(i int, status StepStatus) *Step {
 	st := e.step(i)
 	st.Status = status
 	st.BackingOff = false
+	st.Frozen = st.Frozen && status.out()
 	if status.Final() {
 		e.ended = append(e.ended, i)
 	}
@@ -381,8 +382,8 @@ func (e *edit) current(i int, r Report) {
 	case r.State == AttemptIntended && st.Status == StepRunning:
 		e.step(i).Status = StepDispatched
 	}
-	if frozen := r.State == AttemptRunning && r.Frozen; e.Steps[i].Frozen != frozen {
-		e.step(i).Frozen = frozen
+	if r.State == AttemptRunning && e.Steps[i].Frozen != r.Frozen {
+		e.step(i).Frozen = r.Frozen
 	}
 	if e.Steps[i].Dispatch.Fence != e.Fence {
 		e.step(i).Dispatch.Fence = e.Fence

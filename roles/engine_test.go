@@ -156,6 +156,10 @@ func (y *story) event(f []string) Event {
 		return AgentChosen{Step: arg(1), Agent: arg(2), Journal: Journal{ID: arg(2), Counter: 10}}
 	case "accepted", "intended", "running", "unknown", "never_started":
 		return report(AttemptState(f[0]))
+	case "frozen":
+		r := report(AttemptRunning)
+		r.Frozen = true
+		return r
 	case "exit": // exit STEP CODE
 		r := report(AttemptExited)
 		r.ExitCode = number(2, 0)
@@ -434,6 +438,7 @@ func TestSemantics(t *testing.T) {
 		{"reports of another journal do not count", []string{"a"}, "claim; other exit a; other running a; other never_started a", "running a=dispatched", nil},
 		{"not for a step in doubt either", []string{"a"}, "claim; unknown a; other exit a", "in_doubt a=in_doubt", nil},
 
+		{"frozen is a field, not a status", []string{"a"}, "claim; running a; frozen a", "running a=running", []string{}},
 		{"unreachable is a field, not a status", []string{"a"}, "claim; running a; unreachable a1", "running a=running", []string{}},
 		{"force ends a step whose agent is unreachable", []string{"a", "b needs a agent a2"}, "claim; running a; unreachable a1; force a success", "running a=succeeded b=dispatched", []string{"kill a/1", "send b/1"}},
 		{"what was abandoned is killed, also when the request is final", []string{"a"}, "claim; running a; unreachable a1; force a failed", "failed a=failed", []string{"kill a/1"}},
@@ -553,6 +558,28 @@ func TestRefusedEvents(t *testing.T) {
 	}
 	if _, _, err := Next(newState(t, define(t, "a")), nil, ""); !errors.Is(err, ErrInvalid) {
 		t.Errorf("no event: error %v", err)
+	}
+}
+
+// A step is frozen as long as its agent says so of a running attempt.
+func TestFrozen(t *testing.T) {
+	for events, want := range map[string]bool{
+		"claim":                                           false,
+		"claim; frozen a":                                 true,
+		"claim; frozen a; unreachable a1":                 true,
+		"claim; frozen a; running a":                      false,
+		"claim; frozen a; claim 6":                        true,
+		"claim; frozen a; exit a 1":                       false, // and tried again
+		"claim; frozen a; exit a 1; frozen a":             true,
+		"claim; frozen a; exit a 0":                       false,
+		"claim; frozen a; unknown a":                      false,
+		"claim; frozen a; journal a1 new":                 false,
+		"claim; frozen a; unreachable a1; force a failed": false,
+	} {
+		y := play(t, define(t, "a retry 2"), events)
+		if got := y.s.Steps[0].Frozen; got != want {
+			t.Errorf("%s: frozen %v", events, got)
+		}
 	}
 }
 

@@ -448,3 +448,63 @@ func TestLogsIntoAClosedPipe(t *testing.T) {
 		t.Error("writing to a closed pipe succeeded")
 	}
 }
+
+// gappy is a backend whose output has a part that is gone.
+type gappy struct{ *apitest.Backend }
+
+func (gappy) ReadOutput(_ context.Context, _, step string, _ int, offset int64, _ bool, w io.Writer) error {
+	switch {
+	case step == "check":
+		return fmt.Errorf("%w: the agent lost it", api.ErrGone)
+	case offset >= 10:
+		_, err := io.WriteString(w, "0123456789"[min(10, offset-10):])
+		return err
+	}
+	if _, err := io.WriteString(w, "abcde"[min(5, offset):]); err != nil {
+		return err
+	}
+	return &api.Gap{Next: 10}
+}
+
+// A part that is gone is no output: it is told of, and what follows is printed.
+func TestLogsTellOfGaps(t *testing.T) {
+	s := serveAPI(t, gappy{apitest.New(sampleState())})
+	c := &cluster{vars: clientVars(t, s)}
+	id := apitest.RequestID(1)
+	want := result{stdout: "abcde0123456789", stderr: "the output of step fetch (attempt 1) from byte 5 to 10 is gone\n"}
+	if got := c.run(t, "request", "logs", id, "--step", "fetch"); got != want {
+		t.Errorf("%+v", got)
+	}
+	if got := c.run(t, "request", "logs", id, "--step", "check"); got.code != exitNotFound || !strings.Contains(got.stderr, "the agent lost it") {
+		t.Errorf("what is gone: %+v", got)
+	}
+	// Of several steps, that one is gone does not hide the others, and is an error.
+	if got := c.run(t, "request", "logs", id); got.code != exitNotFound || !strings.Contains(got.stdout, "rollback") || !strings.Contains(got.stderr, "the agent lost it") {
+		t.Errorf("several steps: %+v", got)
+	}
+}
+
+// Who follows sees each attempt, also those that came and went between two looks.
+func TestFreshAttempts(t *testing.T) {
+	state := func(a, b int) api.Request {
+		return api.Request{Steps: []api.Step{{Name: "a", Attempt: a, Agent: "x"}, {Name: "b", Attempt: b, Agent: "y"}}}
+	}
+	for _, tt := range []struct {
+		opts logsOptions
+		want string
+	}{
+		{logsOptions{}, "[] [{a 2 x}] [{a 3 x} {a 4 x} {b 1 y}] [] [{b 2 y} {b 3 y}]"},
+		{logsOptions{step: "b"}, "[] [] [{b 1 y}] [] [{b 2 y} {b 3 y}]"},
+		{logsOptions{step: "b", attempt: 2}, "[] [] [] [] [{b 2 }]"},
+		{logsOptions{step: "a", attempt: 1}, "[] [{a 1 }] [] [] []"},
+	} {
+		tails := newTails(nil, tt.opts, nil, nil)
+		var got []string
+		for _, s := range []api.Request{state(0, 0), state(2, 0), state(4, 1), state(4, 1), state(4, 3)} {
+			got = append(got, fmt.Sprint(tails.fresh(s)))
+		}
+		if text := strings.Join(got, " "); text != tt.want {
+			t.Errorf("%+v: %s, want %s", tt.opts, text, tt.want)
+		}
+	}
+}

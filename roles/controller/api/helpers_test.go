@@ -62,12 +62,12 @@ func sample() apitest.State {
 }
 
 // serve returns the URL of a server over b that serves until the test ends.
-func serve(t *testing.T, b *apitest.Backend, deps api.Deps) string {
+func serve(t *testing.T, b api.Backend, deps api.Deps) string {
 	t.Helper()
 	return serveConfig(t, api.Config{Version: "1.2.3", WaitTimeout: 50 * time.Millisecond, Heartbeat: 10 * time.Millisecond}, b, deps)
 }
 
-func serveConfig(t *testing.T, cfg api.Config, b *apitest.Backend, deps api.Deps) string {
+func serveConfig(t *testing.T, cfg api.Config, b api.Backend, deps api.Deps) string {
 	t.Helper()
 	if deps.Log == nil {
 		deps.Log = testLog(t)

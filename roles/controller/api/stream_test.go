@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -18,9 +19,10 @@ import (
 
 // opened is an answer that goes on.
 type opened struct {
-	status int
-	header http.Header
-	body   io.Reader
+	status  int
+	header  http.Header
+	body    io.Reader
+	trailer func() http.Header // once the body was read
 }
 
 // open begins a call that ends with the test.
@@ -36,7 +38,7 @@ func open(t *testing.T, ctx context.Context, url string) opened {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = resp.Body.Close() })
-	return opened{resp.StatusCode, resp.Header, resp.Body}
+	return opened{resp.StatusCode, resp.Header, resp.Body, func() http.Header { return resp.Trailer }}
 }
 
 // nextState reads lines until one is a request, and counts the heartbeats before.
@@ -318,5 +320,44 @@ func TestServeFails(t *testing.T) {
 	}
 	if err := api.Serve(t.Context(), l, http.NotFoundHandler(), testLog(t)); err == nil {
 		t.Error("serving a closed listener succeeded")
+	}
+}
+
+// gappy is a backend whose output has a part that is gone, and an end that is.
+type gappy struct{ *apitest.Backend }
+
+func (gappy) ReadOutput(_ context.Context, _, _ string, _ int, offset int64, _ bool, w io.Writer) error {
+	switch {
+	case offset >= 20:
+		return fmt.Errorf("%w: the rest", api.ErrGone)
+	case offset >= 10:
+		_, err := io.WriteString(w, "0123456789"[offset-10:])
+		return err
+	case offset < 5:
+		if _, err := io.WriteString(w, "abcde"[offset:]); err != nil {
+			return err
+		}
+	}
+	return &api.Gap{Next: 10}
+}
+
+// An answer ends, in order, before a part that is gone, and says where to go on. That
+// it did not break off can be seen by every client.
+func TestOutputWithAGap(t *testing.T) {
+	url := serve(t, gappy{apitest.New(sample())}, api.Deps{})
+	for _, tt := range []struct {
+		offset, body, next string
+	}{{"0", "abcde", "10"}, {"5", "", "10"}, {"12", "23456789", ""}} {
+		resp := open(t, t.Context(), url+requestPath+"/logs?step=fetch&offset="+tt.offset)
+		body, err := io.ReadAll(resp.body)
+		if err != nil || resp.status != http.StatusOK || string(body) != tt.body {
+			t.Errorf("from %s: status %d, %q, %v", tt.offset, resp.status, body, err)
+		}
+		if next := resp.trailer().Get(api.HeaderOutputNext); next != tt.next {
+			t.Errorf("from %s: goes on at %q, want %q", tt.offset, next, tt.next)
+		}
+	}
+	if got := do(t, http.MethodGet, url+requestPath+"/logs?step=fetch&offset=20", "", as("viewer")...); got.status != http.StatusGone {
+		t.Errorf("what is gone: status %d", got.status)
 	}
 }
