@@ -34,6 +34,7 @@ import "strings"
 //	tokens/<id>                    API and join tokens, hashed
 //	imported/<id>                  first tokens that were stored once and are not stored again
 //	mounts/<controller>            how a controller saw the shared mount last
+//	collect/<request>              output of the request may not be on the shared mount yet
 //	events/<id>                    what happened and who did it
 //
 // This package owns the keys down to locks/; the others belong to the roles
