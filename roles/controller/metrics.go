@@ -31,6 +31,9 @@ func (c *Controller) RegisterMetrics(r prometheus.Registerer) error {
 		}
 	}
 	for _, col := range []prometheus.Collector{
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "uac", Name: "output_collected_bytes_total", Help: "Output of steps that this node has taken to the shared mount."},
+			func() float64 { return float64(c.collected.Load()) }),
+		gauge("output_waiting_requests", "Requests whose output may not be on the shared mount yet.", c.uncollected),
 		gauge("active", "1 while this node may act as Active.", mode(coord.ModeActive)),
 		gauge("term", "Epoch of the term while this node may act as Active, else 0.", c.actingTerm),
 		gauge("raft_leader", "1 while this node leads raft, as it sees it.", func() float64 { return yes(c.member.RaftLeader() == c.cfg.Name) }),
@@ -55,6 +58,15 @@ func (c *Controller) RegisterMetrics(r prometheus.Registerer) error {
 		}
 	}
 	return nil
+}
+
+// uncollected counts the requests whose output may not be on the mount yet.
+func (c *Controller) uncollected() float64 {
+	n := 0
+	for range c.member.View().Snapshot().Range(prefixCollect) {
+		n++
+	}
+	return float64(n)
 }
 
 // actingTerm is the epoch of the term while this node may act as Active, else 0.
