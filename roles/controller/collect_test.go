@@ -391,7 +391,7 @@ func TestCollectionOutlastsTheMount(t *testing.T) {
 	c1.apply(process("p", step("s", "a1")))
 
 	n := 0
-	store.failing(func(call, _ string) (error, bool) {
+	store.failing(func(string, string) (error, bool) {
 		n++
 		return map[int]error{0: nil, 1: errors.New("lost"), 2: errors.New("no answer")}[n%3], n%3 == 2
 	})
@@ -435,7 +435,7 @@ func TestCollectionOutlivesItsController(t *testing.T) {
 	a.on("s", func(o *written) { o.freed = collectSize })
 	away := make(chan struct{})
 	once := sync.OnceFunc(func() { close(away) })
-	store.failing(func(call, name string) (error, bool) {
+	store.failing(func(string, string) (error, bool) {
 		once()
 		return errors.New("away"), false
 	})
