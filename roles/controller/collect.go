@@ -150,14 +150,15 @@ func (k *collector) seen(b coord.Batch) {
 			all = true
 		}
 	}
-	snap := k.c.member.View().Snapshot()
-	if all {
-		k.lookAtAll(snap)
-		return
-	}
-	for id := range looks {
-		k.look(snap, id)
-		delete(changed, id)
+	if all || len(looks) > 0 {
+		snap := k.c.member.View().Snapshot()
+		if all {
+			k.lookAtAll(snap)
+		}
+		for id := range looks {
+			k.look(snap, id)
+			delete(changed, id)
+		}
 	}
 	for id, r := range changed {
 		if k.requests[id] == r {

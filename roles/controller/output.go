@@ -145,12 +145,22 @@ func (c *Controller) ReadOutput(ctx context.Context, id, step string, attempt in
 	if c.collects() && state.Record.Status.Final() && !outputPending(snap, id) {
 		// All of it is on the mount, and the agent may be gone.
 		if whole, err := r.copyKept(ctx); whole || err != nil && !errors.Is(err, errStore) {
-			return err
+			return unlessIdle(st, attempt, err)
 		}
 	}
-	err = r.copyFrom(ctx, st.Agent, follow)
-	if errors.Is(err, errGone) && attempt == st.Attempt && st.Status == roles.StepDispatched {
-		return fmt.Errorf("%w: step %s has not begun", api.ErrUnavailable, step)
+	return unlessIdle(st, attempt, r.copyFrom(ctx, st.Agent, follow))
+}
+
+// unlessIdle is the error of reading the output of an attempt, unless it is that there
+// is none of an attempt that nobody has seen run.
+func unlessIdle(st *roles.Step, attempt int, err error) error {
+	switch {
+	case !errors.Is(err, errGone) || attempt != st.Attempt || st.StartedAt != "":
+		return err
+	case st.Status == roles.StepDispatched:
+		return fmt.Errorf("%w: step %s has not begun", api.ErrUnavailable, st.Name)
+	case st.Status.Final():
+		return nil // it never ran
 	}
 	return err
 }

@@ -155,6 +155,9 @@ func TestOutput(t *testing.T) {
 	if size < 2*len(noise) || size%len(noise) != 0 {
 		t.Errorf("%d bytes came: not whole", size)
 	}
+	if log, err := os.ReadFile(c.node("a1").Log); err != nil || !strings.Contains(string(log), "attempt frozen") {
+		t.Errorf("the step never had to wait for the mount: this proves little (%v)", err)
+	}
 	c.await("all of it is on the mount", func() string {
 		found, err := filepath.Glob(filepath.Join(c.dir, "cluster", "mount", "logs", "*", id, "write.1", "*"))
 		for _, name := range found {
