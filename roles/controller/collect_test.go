@@ -355,20 +355,27 @@ func TestRunningOutputIsJoined(t *testing.T) {
 }
 
 // What was thrown away at the agent is missing on the mount too, and says so; what the
-// agent lost as a whole ends with that.
+// agent lost as a whole ends with that. Of what never ran nothing is lost.
 func TestGoneOutputIsToldOf(t *testing.T) {
 	w := newWorld(t, worldOptions{output: newDirStore(t)})
 	c1 := w.node("c1")
 	a := w.speaker(c1, "a1")
-	c1.apply(process("p", step("part", "a1"), step("all", "a1")))
+	c1.apply(process("p", step("part", "a1"), step("all", "a1"), step("never", "a1")))
 	r := c1.accept("p")
 	data := noise(3, 100_000)
-	for range 2 {
+	for range 3 {
 		st := a.start()
 		a.write(st.GetStep(), data, true)
-		a.on(st.GetStep(), func(o *written) { o.freed, o.lost = 70_000, st.GetStep() == "all" })
-		a.running(st)
-		a.exited(st, 0)
+		a.on(st.GetStep(), func(o *written) { o.freed, o.lost = 70_000, st.GetStep() != "part" })
+		if st.GetStep() == "never" {
+			a.report(r.ID, "never", 1, wire.State_NEVER_STARTED, &wire.End{})
+			continue
+		}
+		a.journal.Counter++
+		a.say(&wire.AgentMessage{Body: &wire.AgentMessage_Report{Report: &wire.Report{
+			Request: r.ID, Fence: a.fences[r.ID], Journal: a.journal,
+			Attempt: &wire.Attempt{Step: st.GetStep(), Attempt: 1, State: wire.State_EXITED, StartedUnixNano: 1, End: &wire.End{}},
+		}}})
 	}
 	c1.awaitKept(r.ID)
 	a.disconnect()
@@ -378,6 +385,9 @@ func TestGoneOutputIsToldOf(t *testing.T) {
 	}
 	if got, _, err := c1.whole(r.ID, "all"); got != "" || !isErr(err, api.ErrGone) {
 		t.Errorf("%d bytes, error %v, want gone", len(got), err)
+	}
+	if got, _, err := c1.whole(r.ID, "never"); got != "" || err != nil {
+		t.Errorf("of what never ran: %d bytes, error %v", len(got), err)
 	}
 }
 
