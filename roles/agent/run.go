@@ -177,7 +177,9 @@ func (a *Agent) waitTurn(ctx context.Context, r *run, turn *slot) bool {
 	for {
 		select {
 		case <-turn.ready:
-			return true
+			// Those who look after running attempts leave when the agent ends, and give
+			// their slots away, though the attempts go on.
+			return ctx.Err() == nil
 		case <-r.kick:
 			a.mu.Lock()
 			at := a.ledger.attempt(r.key)
