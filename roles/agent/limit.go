@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -253,30 +252,28 @@ func (d attemptDir) seal(limit, dropped int64) error {
 	return errors.Join(err, f.Close())
 }
 
-// outputView says how readers see the output of an attempt that has a limit. Nobody
-// writes to it after the end but what the step left behind, and that is no part of it.
+// outputView says what of the file is an attempt's output. Nobody writes to it after the
+// end but what the step left behind, and that is no part of it.
 type outputView struct {
 	limit int64  // 0: none
-	line  string // follows the limit once the attempt has ended
+	line  string // follows the limit
 }
 
-// read is output.read of what readers see.
-func (v outputView) read(out *output, offset, limit int64) (data []byte, at int64, err error) {
-	if v.limit == 0 {
-		return out.read(offset, limit)
+// end returns where the output ends in a file of that size.
+func (v outputView) end(size int64) int64 {
+	if v.limit > 0 {
+		return min(size, v.limit)
 	}
-	if offset < v.limit {
-		data, at, err = out.read(offset, min(limit, v.limit-offset))
-		if at < v.limit || err != nil && !errors.Is(err, io.EOF) {
-			return data[:min(int64(len(data)), max(0, v.limit-at))], at, err
-		}
-		offset = v.limit // what is left of the rest was freed; so is what is beyond
+	return size
+}
+
+// beyond returns what of the line there is from an offset on, if that is beyond the
+// limit.
+func (v outputView) beyond(offset int64) (line string, beyond bool) {
+	if v.limit == 0 || offset < v.limit {
+		return "", false
 	}
-	rest := v.line[min(offset-v.limit, int64(len(v.line))):]
-	if rest == "" {
-		return nil, offset, io.EOF
-	}
-	return []byte(rest[:min(int64(len(rest)), limit)]), offset, nil
+	return v.line[min(offset-v.limit, int64(len(v.line))):], true
 }
 
 // limitOutput keeps the output of a running attempt near its limit until the returned
@@ -285,6 +282,9 @@ func (a *Agent) limitOutput(r *run, limit int64) (stop func()) {
 	if limit <= 0 {
 		return func() {}
 	}
+	a.mu.Lock()
+	r.limit = limit
+	a.mu.Unlock()
 	stop, err := a.limiter.watch(r.dir, limit, func(n int64) {
 		a.mu.Lock()
 		defer a.mu.Unlock()

@@ -167,59 +167,60 @@ func TestOutputUpToTheLimitIsLeftAlone(t *testing.T) {
 }
 
 func TestViewOfLimitedOutput(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "output")
+	if err := os.WriteFile(path, []byte("0123456789"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for name, tt := range map[string]struct {
-		found      string
-		hole       bool // of all before the limit, and of what is beyond
-		view       outputView
-		want       string
-		wantBegins int64
+		view outputView
+		want string
 	}{
-		"no limit":                   {found: "0123456789", want: "0123456789"},
-		"runs, less than the limit":  {found: "01", view: outputView{limit: 4}, want: "01"},
-		"runs, more than the limit":  {found: "0123456789", view: outputView{limit: 4}, want: "0123"},
-		"ended":                      {found: "0123456789", view: outputView{limit: 4, line: "[line]"}, want: "0123[line]"},
-		"ended, nothing thrown away": {found: "0123", view: outputView{limit: 4}, want: "0123"},
-		"freed, and ended": {
-			found: strings.Repeat("x", 3*freeUnit), hole: true,
-			view: outputView{limit: 2 * freeUnit, line: "[line]"}, want: "[line]", wantBegins: 2 * freeUnit,
-		},
+		"no limit":      {outputView{}, "0123456789"},
+		"still running": {outputView{limit: 4}, "0123"},
+		"ended":         {outputView{limit: 4, line: "[line]"}, "0123[line]"},
+		"not reached":   {outputView{limit: 11}, "0123456789"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			d := attemptDir(t.TempDir())
-			if err := os.WriteFile(d.file(fileOutput), []byte(tt.found), 0o600); err != nil {
+		for _, size := range []int64{1, 3, 4, 100} {
+			out := output{view: tt.view}
+			if err := out.open(path); err != nil {
 				t.Fatal(err)
 			}
-			if tt.hole {
-				if err := d.free(int64(len(tt.found))); err != nil {
+			var got []byte
+			for {
+				data, at, err := out.read(int64(len(got)), size)
+				if at != int64(len(got)) || int64(len(data)) > size {
+					t.Fatalf("%s: %d bytes at %d, asked for %d at %d", name, len(data), at, size, len(got))
+				}
+				if got = append(got, data...); errors.Is(err, io.EOF) {
+					break
+				} else if err != nil {
 					t.Fatal(err)
 				}
 			}
-			for size := int64(1); size <= 12; size++ {
-				var out output
-				if err := out.open(d.file(fileOutput)); err != nil {
-					t.Fatal(err)
-				}
-				var got []byte
-				offset, begins := int64(0), int64(-1)
-				for {
-					data, at, err := tt.view.read(&out, offset, size)
-					if errors.Is(err, io.EOF) {
-						break
-					}
-					if err != nil || len(data) == 0 || int64(len(data)) > size {
-						t.Fatalf("%d bytes at %d: %v", len(data), at, err)
-					}
-					if begins < 0 {
-						begins = at
-					}
-					got, offset = append(got, data...), at+int64(len(data))
-				}
-				out.close()
-				if string(got) != tt.want || begins != tt.wantBegins {
-					t.Errorf("%d at a time: %q from %d, want %q from %d", size, got, begins, tt.want, tt.wantBegins)
-				}
+			if _, _, err := out.read(1000, size); !errors.Is(err, io.EOF) {
+				t.Errorf("%s: far beyond: %v", name, err)
 			}
-		})
+			out.close()
+			if string(got) != tt.want {
+				t.Errorf("%s, %d at a time: %q, want %q", name, size, got, tt.want)
+			}
+		}
+	}
+}
+
+// What is thrown away beyond a limit does not wait to be collected: the attempt would be
+// frozen for ever.
+func TestWhatIsBeyondTheLimitDoesNotWait(t *testing.T) {
+	d := attemptDir(t.TempDir())
+	if err := os.WriteFile(d.file(fileOutput), make([]byte, 10_000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ kept, limit, want int64 }{
+		{0, 0, 10_000}, {4000, 0, 6000}, {0, 5000, 5000}, {4000, 5000, 1000}, {5000, 5000, 0}, {5080, 5000, 0}, {0, 20_000, 10_000},
+	} {
+		if got := d.waiting(tt.kept, tt.limit); got != tt.want {
+			t.Errorf("%+v: %d bytes wait", tt, got)
+		}
 	}
 }
 

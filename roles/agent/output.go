@@ -160,6 +160,7 @@ func (a *Agent) copyOutput(ctx context.Context, q *wire.ReadOutput, r *read, sen
 	for wait := lookSoon; ; wait = min(2*wait, lookLate) {
 		// Before reading: what is written after the end is no part of the output.
 		over, may, view := a.outputState(k)
+		out.view = view
 		switch err := out.open(a.dir(k).file(fileOutput)); {
 		case err == nil:
 		case !errors.Is(err, fs.ErrNotExist):
@@ -177,7 +178,7 @@ func (a *Agent) copyOutput(ctx context.Context, q *wire.ReadOutput, r *read, sen
 			if q.GetLimit() > 0 {
 				size = min(size, left)
 			}
-			data, at, err := view.read(&out, offset, size)
+			data, at, err := out.read(offset, size)
 			if offset = max(offset, at); len(data) > 0 {
 				if !send(&wire.OutputChunk{Offset: offset, Data: data}) {
 					return nil
@@ -211,8 +212,8 @@ func (a *Agent) copyOutput(ctx context.Context, q *wire.ReadOutput, r *read, sen
 }
 
 // outputState reports whether an attempt will produce no more output, whether it may be
-// without any (of one that has run there is a file, or there was), and how its output is
-// to be read.
+// without any (of one that has run there is a file, or there was), and what of the file
+// is its output.
 func (a *Agent) outputState(k key) (over, may bool, view outputView) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -231,7 +232,10 @@ func (a *Agent) outputState(k key) (over, may bool, view outputView) {
 // output is the file that an attempt writes to. Parts of it may have been given back
 // to the file system, by whatever process of the agent: they are gone, and never
 // filled again.
-type output struct{ file *os.File }
+type output struct {
+	file *os.File
+	view outputView
+}
 
 func (o *output) open(path string) (err error) {
 	if o.file == nil {
@@ -253,14 +257,21 @@ func (o *output) read(offset, limit int64) (data []byte, at int64, err error) {
 		return nil, offset, io.EOF
 	}
 	for {
+		if line, beyond := o.view.beyond(offset); beyond {
+			if line == "" {
+				return nil, offset, io.EOF
+			}
+			return []byte(line[:min(limit, int64(len(line)))]), offset, nil
+		}
 		info, err := o.file.Stat()
 		if err != nil {
 			return nil, offset, err
 		}
-		if info.Size() <= offset {
+		end := o.view.end(info.Size())
+		if end <= offset {
 			return nil, offset, io.EOF
 		}
-		data = make([]byte, min(limit, info.Size()-offset))
+		data = make([]byte, min(limit, end-offset))
 		n, err := o.file.ReadAt(data, offset)
 		if err != nil && n == 0 {
 			return nil, offset, err
@@ -278,11 +289,11 @@ func (o *output) read(offset, limit int64) (data []byte, at int64, err error) {
 		next, err := unix.Seek(int(o.file.Fd()), offset, unix.SEEK_DATA)
 		switch {
 		case errors.Is(err, unix.ENXIO): // nothing was there up to the size that it had before
-			offset = info.Size()
+			offset = end
 		case err != nil:
 			return nil, offset, os.NewSyscallError("lseek", err)
 		default:
-			offset = next
+			offset = min(next, end)
 		}
 	}
 }

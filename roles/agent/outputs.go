@@ -62,8 +62,8 @@ func (o *outputs) load(matter map[string]bool) error {
 }
 
 // outputSize is what an output takes of the disk, as far as it grows with what was
-// written: parts may have been freed.
-func outputSize(d attemptDir) int64 { return d.waiting(0) }
+// written: parts may have been freed, and what is beyond a limit is.
+func outputSize(d attemptDir) int64 { return d.waiting(0, 0) }
 
 // keep says that an attempt is acknowledged. Its working directory goes at once.
 func (o *outputs) keep(k key, now time.Time) {

@@ -23,6 +23,8 @@ type run struct {
 	dir  attemptDir
 	kick chan struct{} // the ledger has news about the attempt
 	hold chan bool     // it is to be frozen, or thawed
+
+	limit int64 // of its output, 0 for none; guarded by Agent.mu
 }
 
 func newRun(k key, dir attemptDir) *run {

@@ -193,9 +193,9 @@ func (a *Agent) checkSpool() {
 		collects = collects || l.collects
 	}
 	a.spool.hear(len(a.links) > 0, collects)
-	runs := make(map[key]*run, len(a.runs))
+	runs, limits := make(map[key]*run, len(a.runs)), map[key]int64{}
 	for k, r := range a.runs {
-		runs[k] = r
+		runs[k], limits[k] = r, r.limit
 	}
 	a.mu.Unlock()
 
@@ -213,7 +213,7 @@ func (a *Agent) checkSpool() {
 	}
 	var shares []share
 	for k, w := range s.waits {
-		r, bytes := runs[k], a.dir(k).waiting(w.kept)
+		r, bytes := runs[k], a.dir(k).waiting(w.kept, limits[k])
 		if r == nil && bytes == 0 {
 			delete(s.waits, k) // it has ended, and all of it is kept
 			continue
@@ -229,14 +229,15 @@ func (a *Agent) checkSpool() {
 	}
 }
 
-// waiting returns how many bytes of the output are only here, of which kept are not:
-// no more than what they take of the disk.
-func (d attemptDir) waiting(kept int64) int64 {
+// waiting returns how many bytes of the output are only here, of which kept are not: no
+// more than what they take of the disk, and nothing beyond the limit, which nobody comes
+// for.
+func (d attemptDir) waiting(kept, limit int64) int64 {
 	var st unix.Stat_t
 	if unix.Stat(d.file(fileOutput), &st) != nil {
 		return 0 // it has written nothing, or is gone
 	}
-	return max(0, min(st.Size-kept, st.Blocks*512))
+	return max(0, min(outputView{limit: limit}.end(st.Size)-kept, st.Blocks*512))
 }
 
 // freeze tells whoever looks after the attempt to freeze or thaw it. The newest word
