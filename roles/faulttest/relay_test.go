@@ -194,7 +194,7 @@ func (c *Cluster) join(role, name string, settings ...string) {
 		args = append(args, "--set", s)
 	}
 	log := &lockedBuffer{}
-	cmd := exec.CommandContext(context.Background(), binary, args...) //nolint:usetesting // a clean-up ends it, in order
+	cmd := exec.CommandContext(context.Background(), binary, args...)
 	cmd.Env, cmd.Stderr = append(os.Environ(), "UAC_PKI_JOIN="+token), log
 	if err := spawn(cmd); err != nil {
 		c.t.Fatal(err)

@@ -25,22 +25,23 @@ func TestThousandLinks(t *testing.T) {
 	a1 := w.agent("a1")
 	all := make([]*link, links)
 	var g errgroup.Group
-	g.SetLimit(32)
+	g.SetLimit(8)
 	for i := range all {
 		g.Go(func() (err error) {
-			if all[i], err = w.dial(r.addr, a1); err != nil {
-				return err
+			// On a busy machine a handshake may take too long, as with real agents.
+			for try := 0; try < 5; try++ {
+				if all[i], err = w.dial(r.addr, a1); err == nil {
+					all[i].number = uint64(i) << 32
+					return all[i].echo()
+				}
 			}
-			all[i].number = uint64(i) << 32
-			return all[i].echo()
+			return err
 		})
 	}
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	if n := r.Links(); n != links {
-		t.Errorf("the relay carries %d links", n)
-	}
+	w.await("the relay carries all of them", func() bool { return r.Links() == links })
 	for _, l := range all {
 		g.Go(l.echo)
 	}

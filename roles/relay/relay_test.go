@@ -380,7 +380,7 @@ func TestControllerDies(t *testing.T) {
 func TestSilentController(t *testing.T) {
 	w := newWorld(t)
 	c1, c2 := w.controller("c1"), w.controller("c2")
-	r := w.relay("r1", 2, []string{c1.addr, c2.addr})
+	r := w.relay("r1", 2, []string{c1.addr, c2.addr}, func(c *relay.Config) { c.BeatInterval = 500 * time.Millisecond })
 	c1.mu.Lock()
 	c1.mute = true
 	c1.mu.Unlock()
@@ -401,7 +401,10 @@ func TestSilentController(t *testing.T) {
 func TestBeats(t *testing.T) {
 	w := newWorld(t)
 	c1 := w.controller("c1")
-	r := w.relay("r1", 1, []string{c1.addr}, func(c *relay.Config) { c.Version, c.Host, c.IP, c.API = "v1", "host", "10.0.0.1", "https://r1" })
+	r := w.relay("r1", 1, []string{c1.addr}, func(c *relay.Config) {
+		c.BeatInterval = 500 * time.Millisecond
+		c.Version, c.Host, c.IP, c.API = "v1", "host", "10.0.0.1", "https://r1"
+	})
 	if _, err := w.dial(r.addr, w.agent("a1")); err != nil {
 		t.Fatal(err)
 	}

@@ -210,7 +210,7 @@ func (w *world) relayAt(addr, name string, links int, servers []string, change .
 		w.t.Fatal(err)
 	}
 	cfg := relay.DefaultConfig()
-	cfg.Name, cfg.Servers, cfg.BeatInterval = name, servers, 20*time.Millisecond
+	cfg.Name, cfg.Servers = name, servers
 	for _, f := range change {
 		f(&cfg)
 	}
