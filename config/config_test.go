@@ -509,6 +509,7 @@ func TestSample(t *testing.T) {
 	cfg.Node.Name, cfg.Node.Advertise = defaults.Node.Name, defaults.Node.Advertise
 	cfg.Members, cfg.API.Names = defaults.Members, defaults.API.Names
 	cfg.Relay.Servers = defaults.Relay.Servers
+	cfg.Mount.Dir = defaults.Mount.Dir
 	cfg.Agent.Servers, cfg.Agent.Labels = defaults.Agent.Servers, defaults.Agent.Labels
 	if diff := cmp.Diff(defaults, cfg, cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("the sample shows values that are not the defaults (-default +sample):\n%s", diff)

@@ -33,6 +33,10 @@ import "strings"
 //	slots/<limit>/<n>              the attempt that was given slot n of a limit on steps
 //	tokens/<id>                    API and join tokens, hashed
 //	imported/<id>                  first tokens that were stored once and are not stored again
+//	told/<id>                      finished requests whose agents may forget them
+//	history/<hour>/<file>          files of the history on the shared mount
+//	moved/<hour>/<file>            idempotency keys of the requests in that file
+//	tidied                         the term that tidied the history last
 //	mounts/<controller>            how a controller saw the shared mount last
 //	collect/<request>              output of the request may not be on the shared mount yet
 //	events/<id>                    what happened and who did it

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -34,9 +35,10 @@ func waitFlag(fs *pflag.FlagSet, wait *bool) {
 
 // listOptions are the flags of uac request list.
 type listOptions struct {
-	status, process string
-	open            bool
-	limit           int
+	status, process, agent, by string
+	from, to, before           string
+	open                       bool
+	limit                      int
 }
 
 var requestStatuses = []string{"queued", "running", "cancelling", "succeeded", "failed", "cancelled", "in_doubt"}
@@ -46,16 +48,24 @@ func newRequestListCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List requests, newest first",
+		Long: `List requests, newest first, with those that have moved to the shared mount. If
+that cannot be read, the list has what it can, with a warning.`,
 		Example: `  uac request list
   uac request list --open
   uac request list --status in_doubt -o wide
-  uac request list --process deploy-web --limit 5 -o json`,
+  uac request list --process deploy-web --limit 5 -o json
+  uac request list --from 2026-11-01T00:00:00Z --to 2026-12-01T00:00:00Z --by ci`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runRequestList(cmd.Context(), a, opts) },
 	}
 	fs := cmd.Flags()
 	fs.StringVar(&opts.status, "status", "", "only those with this `STATUS`: "+strings.Join(requestStatuses, ", "))
 	fs.StringVar(&opts.process, "process", "", "only those of this `PROCESS`")
+	fs.StringVar(&opts.agent, "agent", "", "only those with a step on this `AGENT`")
+	fs.StringVar(&opts.by, "by", "", "only those that this `TOKEN` asked for")
+	fs.StringVar(&opts.from, "from", "", "only those asked for at this `TIME` or later, like 2026-01-31T15:04:05Z")
+	fs.StringVar(&opts.to, "to", "", "only those asked for before this `TIME`")
+	fs.StringVar(&opts.before, "before", "", "only those older than this `REQUEST`: the next page")
 	fs.BoolVar(&opts.open, "open", false, "only those that are not final")
 	fs.IntVar(&opts.limit, "limit", 50, "at most `N`")
 	// These fail for unknown flags only.
@@ -70,18 +80,28 @@ func runRequestList(ctx context.Context, a *app, opts listOptions) error {
 		return err
 	}
 	query := url.Values{"limit": {fmt.Sprint(opts.limit)}}
-	if opts.status != "" {
-		query.Set("status", opts.status)
-	}
-	if opts.process != "" {
-		query.Set("process", opts.process)
+	for _, q := range []struct{ key, value string }{
+		{"status", opts.status}, {"process", opts.process}, {"agent", opts.agent}, {"by", opts.by},
+		{"from", opts.from}, {"to", opts.to}, {"before", opts.before},
+	} {
+		if q.value != "" {
+			query.Set(q.key, q.value)
+		}
 	}
 	if opts.open {
 		query.Set("open", "true")
 	}
 	var reqs []api.Request
-	if err := c.get(ctx, pathOf("requests"), query, &reqs); err != nil {
+	resp, err := c.do(ctx, call{method: http.MethodGet, path: pathOf("requests"), query: query}, readWhole)
+	if err != nil {
 		return err
+	}
+	defer func() { _ = resp.Body.Close() }() // it is in memory
+	if err := json.NewDecoder(resp.Body).Decode(&reqs); err != nil {
+		return fmt.Errorf("list requests: decode the answer: %w", err)
+	}
+	if note := resp.Header.Get(api.HeaderNote); note != "" {
+		fmt.Fprintf(a.stderr, "%s %s\n", a.paint(a.stderr).apply(yellow, "warning:"), note)
 	}
 	return printList(a, reqs,
 		column[api.Request]{title: "ID", cell: func(r api.Request) string { return r.ID }},

@@ -63,6 +63,9 @@ func (d *desk) seen(b coord.Batch) {
 	for _, ch := range b.Changes {
 		switch {
 		case strings.HasPrefix(ch.Key, prefixRequests):
+			if ch.Deleted {
+				d.moved(ch.Key)
+			}
 			if d.noteStatus(snap, ch.KV) && ch.Prev.Mod == 0 {
 				id, _ := requestOf(ch.Key, prefixRequests)
 				touched = append(touched, id)

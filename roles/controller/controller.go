@@ -76,6 +76,7 @@ type Controller struct {
 	member  *coord.Member
 	links   *links
 	relays  *relays
+	archive *archive
 	started time.Time
 
 	session  atomic.Pointer[coord.Session]
@@ -100,7 +101,7 @@ func New(cfg Config, deps Deps) *Controller {
 	}
 	return &Controller{
 		cfg: cfg, deps: deps, log: deps.Log, member: deps.Member,
-		links: newLinks(), relays: newRelays(), started: time.Now(), told: newSeldom(twinEventEvery),
+		links: newLinks(), relays: newRelays(), archive: &archive{files: deps.Mount}, started: time.Now(), told: newSeldom(twinEventEvery),
 	}
 }
 
@@ -194,7 +195,10 @@ func (c *Controller) lead(ctx context.Context, t *coord.Term) error {
 	s.Submit(coord.Tx{If: []coord.Cond{t.Guard()}, Then: []coord.Write{
 		c.event(api.Event{Kind: "node.active", Subject: c.cfg.Name, Detail: map[string]string{"term": fmt.Sprint(t.Epoch())}}),
 	}}, func(coord.Result, error) {})
-	return c.reportLosses(ctx, s, t)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.reportLosses(ctx, s, t) })
+	g.Go(func() error { return newMover(c, s, t).run(ctx) })
+	return g.Wait()
 }
 
 // carryOut obeys one order of an operator.

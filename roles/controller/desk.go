@@ -39,9 +39,11 @@ type desk struct {
 	waiting *waiting
 	// waitsForTrust are owned requests with effects that found no trust.
 	waitsForTrust map[string]*owned
-	agents        *agentBook
-	load          *load
-	slots         *slots
+	// telling are finished requests whose agents were told, not yet stored.
+	telling []string
+	agents  *agentBook
+	load    *load
+	slots   *slots
 }
 
 // owned is one request that this session owns.
@@ -385,6 +387,7 @@ func (d *desk) perform(o *owned) {
 	}
 	if o.state.Record.Status.Final() && told && !abandons(o.state) {
 		d.drop(o)
+		d.told(o.id)
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -18,6 +20,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"uac/codestation/mount"
 	"uac/coord"
 	"uac/coord/coordtest"
 	"uac/roles"
@@ -30,6 +33,10 @@ import (
 // what is left of a connection of theirs ends up to five seconds after both its
 // ends; nothing else here uses HTTP.
 func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == mount.ChildVerb {
+		_ = mount.Serve(os.Args[2], os.Stdin, os.Stdout) // its end tells the parent
+		os.Exit(0)
+	}
 	goleak.VerifyTestMain(m,
 		goleak.IgnoreAnyFunction("net/http.(*conn).serve"),
 		goleak.IgnoreAnyFunction("net/http.(*connReader).backgroundRead"),
@@ -49,6 +56,7 @@ type world struct {
 	t       *testing.T
 	cluster *coordtest.Cluster
 	ca      *pki.Authority
+	options worldOptions
 	// broken, if set, says how a call from one controller to another fails.
 	broken atomic.Pointer[func(from, to, call string) error]
 	number atomic.Uint64 // of the last link
@@ -95,6 +103,7 @@ type worldOptions struct {
 	change               func(*Config)
 	output               OutputStore
 	firstTokens          []pki.APIToken
+	mount                string // directory of the shared mount, "" for none
 }
 
 // newWorld starts a cluster. Tests with one spend their time waiting for elections,
@@ -110,7 +119,7 @@ func newWorld(t *testing.T, o worldOptions) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, ca: ca, nodes: map[string]*node{}}
+	w := &world{t: t, ca: ca, options: o, nodes: map[string]*node{}}
 	w.cluster = coordtest.Start(t, coordtest.Options{Controllers: o.controllers, Watches: o.watches, Change: func(c *coord.Config) {
 		if o.quota != 0 {
 			c.QuotaBytes = o.quota
@@ -146,8 +155,12 @@ func (w *world) run(name string, o worldOptions) *node {
 		o.change(&cfg)
 	}
 	n := &node{w: w, done: make(chan struct{})}
+	shared := mount.New(mount.Config{Dir: w.options.mount, Cluster: "test", Timeout: patience, Probe: 20 * time.Millisecond}, mount.Deps{
+		Command: func(dir string) *exec.Cmd { return exec.Command("/proc/self/exe", mount.ChildVerb, dir) }, //nolint:noctx // the mount ends it
+		Log:     slog.New(slog.DiscardHandler),
+	})
 	n.Controller = New(cfg, Deps{
-		Member: w.cluster.Node(name).Member, Authority: w.ca, FirstTokens: o.firstTokens, Output: o.output,
+		Member: w.cluster.Node(name).Member, Authority: w.ca, FirstTokens: o.firstTokens, Output: o.output, Mount: shared,
 		DialMember: func(_ context.Context, to string) (wire.MemberClient, error) { return w.dial(name, to) },
 		End: func(e Ending) {
 			n.mu.Lock()
@@ -160,7 +173,11 @@ func (w *world) run(name string, o worldOptions) *node {
 	ctx, n.cancel = context.WithCancel(context.Background())
 	go func() {
 		defer close(n.done)
-		_ = n.Run(ctx) // a member that was killed ends it with an error
+		var g sync.WaitGroup
+		g.Go(func() { _ = shared.Run(ctx) }) // never fails
+		_ = n.Run(ctx)                       // a member that was killed ends it with an error
+		n.cancel()
+		g.Wait()
 	}()
 	w.mu.Lock()
 	defer w.mu.Unlock()

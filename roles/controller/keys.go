@@ -24,6 +24,10 @@ const (
 	prefixClusters  = "clusters/"
 	prefixSlots     = "slots/"
 	prefixCollect   = "collect/"
+	prefixTold      = "told/"
+	prefixHistory   = "history/"
+	prefixMoved     = "moved/"
+	keyTidied       = "tidied"
 )
 
 func specKey(id string) string       { return prefixRequests + id + "/spec" }
@@ -49,6 +53,25 @@ func importedKey(id string) string { return "imported/" + id }
 func eventKey(id string) string    { return prefixEvents + id }
 func mountKey(node string) string  { return prefixMounts + node }
 
+// toldKey holds a list of finished requests whose agents may forget them.
+func toldKey(id string) string { return prefixTold + id }
+
+// registryKey holds the entry of a file of the history.
+func registryKey(name string) string {
+	return prefixHistory + strings.TrimPrefix(name, historyDir+"/")
+}
+
+// movedKey holds the idempotency keys of the requests in a file of the history.
+func movedKey(name string) string {
+	return prefixMoved + strings.TrimPrefix(name, historyDir+"/")
+}
+
+// movedRecord is the value of moved/<file>.
+type movedRecord struct {
+	At   roles.Stamp `json:"at"`
+	Keys []string    `json:"keys"`
+}
+
 // claimRecord is the value of claims/<id>: who owns a request.
 type claimRecord struct {
 	Node  string `json:"node"`
@@ -64,6 +87,17 @@ type claimRecord struct {
 type idemRecord struct {
 	Request string `json:"request"`
 	Digest  string `json:"digest"`
+	// Final is set when the request is in the history: enough to answer a client
+	// that repeats itself, also while the history cannot be read.
+	Final *idemFinal `json:"final,omitempty"`
+}
+
+type idemFinal struct {
+	Status      roles.RequestStatus `json:"status"`
+	RequestedBy string              `json:"requested_by"`
+	RequestedAt roles.Stamp         `json:"requested_at"`
+	StartedAt   roles.Stamp         `json:"started_at,omitempty"`
+	FinishedAt  roles.Stamp         `json:"finished_at,omitempty"`
 }
 
 // linkRecord is the value of links/<agent>/<controller>: the newest link that the

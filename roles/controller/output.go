@@ -123,11 +123,8 @@ func (k attemptKey) String() string { return fmt.Sprintf("%s/%s/%d", k.request, 
 // A part that neither has is an [api.Gap].
 func (c *Controller) ReadOutput(ctx context.Context, id, step string, attempt int, offset int64, follow bool, w io.Writer) error {
 	snap := c.member.View().Snapshot()
-	state, _, _, ok, err := loadRequest(snap, id)
-	switch {
-	case !ok:
-		return fmt.Errorf("%w: request %q", api.ErrNotFound, id)
-	case err != nil:
+	state, _, _, err := c.stateOf(ctx, snap, id)
+	if err != nil {
 		return err
 	}
 	i := state.Index(step)

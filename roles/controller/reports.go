@@ -135,8 +135,12 @@ func (d *desk) strange(agent, id string, known *wire.Fence, m *wire.AgentMessage
 	}
 	snap := view.Snapshot()
 	state, claim, fence, ok, err := loadRequest(snap, id)
-	if !ok || err != nil {
-		d.log.Warn("agent reports an unknown request", "agent", agent, "request", id, "error", err)
+	if !ok && err == nil {
+		d.fromHistory(snap, agent, id, m)
+		return
+	}
+	if err != nil {
+		d.log.Warn("agent reports a request that cannot be read", "agent", agent, "request", id, "error", err)
 		return
 	}
 	if claim.Node != "" && claim.Node != d.c.cfg.Name && coord.SessionEpoch(snap, claim.Node) == claim.Epoch {
@@ -150,7 +154,26 @@ func (d *desk) strange(agent, id string, known *wire.Fence, m *wire.AgentMessage
 	if !state.Record.Status.Final() {
 		return // nobody's at the moment: its next owner asks the agent
 	}
-	// Final: whoever is asked can say again what its last owner said.
+	d.sayAgain(agent, id, state, fence, m)
+}
+
+// fromHistory is strange for a request that is not in the store.
+func (d *desk) fromHistory(snap coord.Snapshot, agent, id string, m *wire.AgentMessage) {
+	d.tasks.do(func() {
+		ctx, cancel := context.WithTimeout(d.ctx, catchUp)
+		defer cancel()
+		state, _, fence, err := d.c.stateOf(ctx, snap, id)
+		if err != nil {
+			d.log.Warn("agent reports an unknown request", "agent", agent, "request", id, "error", err)
+			return
+		}
+		d.mail.post(func() { d.sayAgain(agent, id, state, fence, m) })
+	})
+}
+
+// sayAgain acknowledges a report of a final request: whoever is asked can say again
+// what its last owner said.
+func (d *desk) sayAgain(agent, id string, state roles.State, fence roles.Fence, m *wire.AgentMessage) {
 	o := &owned{id: id, state: state}
 	rep := m.GetReport()
 	if rep == nil {

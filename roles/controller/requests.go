@@ -24,14 +24,14 @@ func (c *Controller) Accept(ctx context.Context, a api.Actor, spec api.RunSpec, 
 	if err != nil {
 		return none(err)
 	}
-	adm, err := c.admit(a, spec, key)
+	adm, err := c.admit(ctx, a, spec, key)
 	if err != nil {
 		// A refusal is final for the client. What refuses it may be old news here,
 		// and an earlier attempt may have been accepted that is not shown yet.
 		if err := c.member.Sync(ctx); err != nil {
 			return none(unavailable(err))
 		}
-		adm, err = c.admit(a, spec, key)
+		adm, err = c.admit(ctx, a, spec, key)
 	}
 	if err != nil {
 		return none(err)
@@ -82,7 +82,7 @@ func (c *Controller) outcome(ctx context.Context, spec api.RunSpec, key, id stri
 		return api.Request{}, false, unavailable(err)
 	}
 	if !res.Won {
-		req, found, err := c.accepted(key, spec)
+		req, found, err := c.accepted(ctx, key, spec)
 		if err == nil && !found {
 			err = fmt.Errorf("%w: request id %s is taken", api.ErrConflict, id)
 		}
@@ -112,10 +112,10 @@ func (a admission) with(s roles.State, c roles.Change) coord.Tx {
 // admit decides on a call of Accept by what this controller shows. What was
 // accepted before is not refused for anything: the client would take it for
 // undone.
-func (c *Controller) admit(a api.Actor, spec api.RunSpec, key string) (admission, error) {
+func (c *Controller) admit(ctx context.Context, a api.Actor, spec api.RunSpec, key string) (admission, error) {
 	var adm admission
 	if key != "" {
-		if req, found, err := c.accepted(key, spec); found || err != nil {
+		if req, found, err := c.accepted(ctx, key, spec); found || err != nil {
 			adm.before = &req
 			return adm, err
 		}
@@ -164,7 +164,7 @@ func (c *Controller) admit(a api.Actor, spec api.RunSpec, key string) (admission
 }
 
 // accepted returns the request that an idempotency key created.
-func (c *Controller) accepted(key string, spec api.RunSpec) (api.Request, bool, error) {
+func (c *Controller) accepted(ctx context.Context, key string, spec api.RunSpec) (api.Request, bool, error) {
 	snap := c.member.View().Snapshot()
 	kv, ok := snap.Get(idemKey(key))
 	if !ok {
@@ -177,8 +177,19 @@ func (c *Controller) accepted(key string, spec api.RunSpec) (api.Request, bool, 
 	if rec.Digest != roles.ContentDigest(spec.Process, spec.Params) {
 		return api.Request{}, true, fmt.Errorf("%w: idempotency key %q was used for request %s with other content", api.ErrConflict, key, rec.Request)
 	}
-	r, err := c.requestIn(snap, rec.Request)
-	return r, true, err
+	state, claim, fence, err := c.stateOf(ctx, snap, rec.Request)
+	switch {
+	case err == nil:
+		return c.view(snap, state, claim, fence), true, nil
+	case rec.Final == nil:
+		return api.Request{}, true, err
+	}
+	// The history has it and cannot be read, or has had it.
+	return api.Request{
+		ID: rec.Request, Process: spec.Process, Params: spec.Params, Status: rec.Final.Status, Steps: []api.Step{},
+		RequestedBy: rec.Final.RequestedBy, RequestedAt: rec.Final.RequestedAt, StartedAt: rec.Final.StartedAt, FinishedAt: rec.Final.FinishedAt,
+		Reason: "its steps are in the history, which cannot be read now, or not any more",
+	}, true, nil
 }
 
 // knownAgents refuses a process whose agents were never seen, or whose agent
@@ -229,10 +240,16 @@ func anyAgent(snap coord.Snapshot, name string, matches func(string, map[string]
 }
 
 // GetRequest returns a request as this controller shows it.
-func (c *Controller) GetRequest(_ context.Context, id string) (api.Request, error) {
-	return c.requestIn(c.member.View().Snapshot(), id)
+func (c *Controller) GetRequest(ctx context.Context, id string) (api.Request, error) {
+	snap := c.member.View().Snapshot()
+	state, claim, fence, err := c.stateOf(ctx, snap, id)
+	if err != nil {
+		return api.Request{}, err
+	}
+	return c.view(snap, state, claim, fence), nil
 }
 
+// requestIn returns a request that is in the store.
 func (c *Controller) requestIn(snap coord.Snapshot, id string) (api.Request, error) {
 	state, claim, fence, ok, err := loadRequest(snap, id)
 	if !ok {
@@ -327,37 +344,6 @@ func (c *Controller) waits(snap coord.Snapshot, f *fleet, state roles.State, i i
 	return first
 }
 
-// ListRequests lists requests, the newest first.
-func (c *Controller) ListRequests(_ context.Context, f api.RequestFilter) ([]api.Request, error) {
-	snap := c.member.View().Snapshot()
-	var ids []string
-	for kv := range snap.Range(prefixRequests) {
-		if id, rest := requestOf(kv.Key, prefixRequests); rest == "status" {
-			rec, err := decode[roles.Record](kv)
-			if err != nil || f.Status != "" && rec.Status != f.Status || f.Open && rec.Status.Final() {
-				continue
-			}
-			ids = append(ids, id)
-		}
-	}
-	slices.Reverse(ids)
-	out := []api.Request{}
-	for _, id := range ids {
-		r, err := c.requestIn(snap, id)
-		if err != nil {
-			return nil, err
-		}
-		if f.Process != "" && r.Process != f.Process {
-			continue
-		}
-		out = append(out, r)
-		if f.Limit > 0 && len(out) == f.Limit {
-			break
-		}
-	}
-	return out, nil
-}
-
 // ownedByNode counts the open requests of every node.
 func (c *Controller) ownedByNode() map[string]int {
 	snap := c.member.View().Snapshot()
@@ -444,11 +430,8 @@ func (c *Controller) tell(ctx context.Context, a api.Actor, id string, cmd comma
 	if err := c.member.Sync(ctx); err != nil {
 		return unavailable(err)
 	}
-	state, _, _, ok, err := loadRequest(c.member.View().Snapshot(), id)
-	switch {
-	case !ok:
-		return fmt.Errorf("%w: request %q", api.ErrNotFound, id)
-	case err != nil:
+	state, _, _, err := c.stateOf(ctx, c.member.View().Snapshot(), id)
+	if err != nil {
 		return err
 	}
 	if _, _, err := roles.Next(state, cmd.event(), now()); err != nil {

@@ -211,8 +211,8 @@ func TestAcceptUnknown(t *testing.T) {
 	}
 	a.exited(s, 0)
 	c1.awaitStatus(r.ID, roles.RequestSucceeded)
-	if list, err := c1.ListRequests(t.Context(), api.RequestFilter{}); err != nil || len(list) != 1 {
-		t.Errorf("there are %d requests, %v; want one", len(list), err)
+	if list, err := c1.ListRequests(t.Context(), api.RequestFilter{}); err != nil || len(list.Requests) != 1 {
+		t.Errorf("there are %d requests, %v; want one", len(list.Requests), err)
 	}
 }
 
@@ -383,7 +383,7 @@ func TestJournalChangesDuringAcceptance(t *testing.T) {
 	answered := make(chan error, 1)
 	var id string
 	c1.on(func(d *desk) {
-		adm, err := c1.admit(operator, api.RunSpec{Process: "p"}, "")
+		adm, err := c1.admit(t.Context(), operator, api.RunSpec{Process: "p"}, "")
 		if err != nil {
 			t.Error(err)
 			return

@@ -140,7 +140,8 @@ type Requests interface {
 	// Accept creates a request, or returns the one that the idempotency key
 	// created before. created tells which.
 	Accept(ctx context.Context, a Actor, spec RunSpec, idempotencyKey string) (req Request, created bool, err error)
-	ListRequests(ctx context.Context, f RequestFilter) ([]Request, error)
+	// ListRequests lists requests, the newest first, also from the history.
+	ListRequests(ctx context.Context, f RequestFilter) (RequestList, error)
 	GetRequest(ctx context.Context, id string) (Request, error)
 	// WatchRequest calls f with the request now and after every change until
 	// it is final or in doubt, f fails, or ctx ends.
@@ -156,9 +157,24 @@ type Requests interface {
 type RequestFilter struct {
 	Status  roles.RequestStatus
 	Process string
+	// Agent ran a step of it; By asked for it.
+	Agent, By string
+	// From and To bound when it was asked for: not before From, and before To.
+	From, To time.Time
+	// Before is an id: only requests with a lower one, which are older.
+	Before string
 	// Open leaves out final requests.
 	Open  bool
 	Limit int
+}
+
+// RequestList is a part of all requests.
+type RequestList struct {
+	Requests []Request
+	// Next is what Before must be to get the next part; empty if there is none.
+	Next string
+	// Note says what is missing here and why, empty if nothing is.
+	Note string
 }
 
 // Request is a request as operators see it.

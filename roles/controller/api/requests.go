@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strings"
+	"time"
 
 	"uac/roles"
 )
@@ -117,12 +119,67 @@ func find3(ctx context.Context, s *Server, get func(context.Context) (Request, b
 func (s *Server) listRequests(ctx context.Context, in *struct {
 	Status  string `query:"status" enum:"queued,running,cancelling,succeeded,failed,cancelled,in_doubt" doc:"Only those with this status"`
 	Process string `query:"process" doc:"Only those of this process"`
-	Open    bool   `query:"open" doc:"Only those that are not final"`
-	Limit   int    `query:"limit" default:"100" minimum:"1" maximum:"10000" doc:"At most so many"`
-}) (*output[[]Request], error) {
-	return listOf(s.backend.ListRequests(ctx, RequestFilter{
-		Status: roles.RequestStatus(in.Status), Process: in.Process, Open: in.Open, Limit: in.Limit,
-	}))
+	Agent   string `query:"agent" doc:"Only those with a step on this agent"`
+	By      string `query:"by" doc:"Only those that this token asked for"`
+	// Optional times are texts, because huma knows no optional time.
+	From   string `query:"from" format:"date-time" doc:"Only those asked for at this time or later"`
+	To     string `query:"to" format:"date-time" doc:"Only those asked for before this time"`
+	Before string `query:"before" doc:"Only those with a lower id: the next part of a list"`
+	Open   bool   `query:"open" doc:"Only those that are not final"`
+	Limit  int    `query:"limit" default:"100" minimum:"1" maximum:"10000" doc:"At most so many"`
+}) (*requestList, error) {
+	f := RequestFilter{
+		Status: roles.RequestStatus(in.Status), Process: in.Process, Agent: in.Agent, By: in.By, Before: in.Before, Open: in.Open, Limit: in.Limit,
+	}
+	if in.Before != "" && checkRequestID(in.Before) != nil {
+		return nil, fmt.Errorf("%w: before: %q is not a request id", ErrInvalid, in.Before)
+	}
+	for _, t := range []struct {
+		name, text string
+		at         *time.Time
+	}{{"from", in.From, &f.From}, {"to", in.To, &f.To}} {
+		if t.text == "" {
+			continue
+		}
+		var err error
+		if *t.at, err = time.Parse(time.RFC3339, t.text); err != nil {
+			return nil, fmt.Errorf("%w: %s: %q is not a time like 2026-01-31T15:04:05Z", ErrInvalid, t.name, t.text)
+		}
+	}
+	list, err := s.backend.ListRequests(ctx, f)
+	if err != nil {
+		return nil, err
+	}
+	out := &requestList{Next: list.Next, Note: oneLine(list.Note), Body: list.Requests}
+	if out.Body == nil {
+		out.Body = []Request{}
+	}
+	return out, nil
+}
+
+// oneLine makes of a text what a header can hold.
+func oneLine(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return ' '
+		}
+		return r
+	}, text)
+}
+
+// Headers of a list.
+const (
+	// HeaderNext is what before must be to get the next part.
+	HeaderNext = "Uac-Next"
+	// HeaderNote says what is missing and why.
+	HeaderNote = "Uac-Note"
+)
+
+// requestList is the answer with a list of requests.
+type requestList struct {
+	Next string `header:"Uac-Next" doc:"There may be more: the next part is got with this as before"`
+	Note string `header:"Uac-Note" doc:"What is missing in the list and why, for people"`
+	Body []Request
 }
 
 func (s *Server) request(ctx context.Context, in RequestPath) (Request, error) {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"uac/roles"
 	"uac/roles/controller/api"
@@ -27,9 +28,11 @@ type State struct {
 	Mounts    []api.Mount
 	// AgentClusters with their members as the test made them up.
 	AgentClusters []api.AgentClusterStatus
-	Locks         []api.Lock
-	Events        []api.Event
-	Tokens        []api.Token
+	// Note is what every list of requests has.
+	Note   string
+	Locks  []api.Lock
+	Events []api.Event
+	Tokens []api.Token
 	// Access of bearer tokens.
 	Access map[string]string
 
@@ -426,17 +429,30 @@ func (b *Backend) Accept(_ context.Context, a api.Actor, spec api.RunSpec, key s
 }
 
 // ListRequests implements api.Requests.
-func (b *Backend) ListRequests(_ context.Context, f api.RequestFilter) (out []api.Request, err error) {
+func (b *Backend) ListRequests(_ context.Context, f api.RequestFilter) (out api.RequestList, err error) {
 	err = b.read("ListRequests", func(s *State) error {
+		out.Note = s.Note
 		for _, r := range slices.Backward(s.Requests) {
-			if (f.Status == "" || f.Status == r.Status) && (f.Process == "" || f.Process == r.Process) &&
-				(!f.Open || !r.Status.Final()) && (f.Limit == 0 || len(out) < f.Limit) {
-				out = append(out, r)
+			if !passes(f, r) {
+				continue
+			}
+			out.Requests = append(out.Requests, r)
+			if len(out.Requests) == f.Limit {
+				out.Next = r.ID
+				break
 			}
 		}
 		return nil
 	})
 	return out, err
+}
+
+func passes(f api.RequestFilter, r api.Request) bool {
+	at, _ := time.Parse(time.RFC3339, string(r.RequestedAt))
+	return (f.Status == "" || f.Status == r.Status) && (f.Process == "" || f.Process == r.Process) &&
+		(f.By == "" || f.By == r.RequestedBy) && (f.Before == "" || r.ID < f.Before) && (!f.Open || !r.Status.Final()) &&
+		(f.Agent == "" || slices.ContainsFunc(r.Steps, func(s api.Step) bool { return s.Agent == f.Agent })) &&
+		(f.From.IsZero() || !at.Before(f.From)) && (f.To.IsZero() || at.Before(f.To))
 }
 
 // GetRequest implements api.Requests.
