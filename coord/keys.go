@@ -35,6 +35,7 @@ import "strings"
 //	imported/<id>                  first tokens that were stored once and are not stored again
 //	told/<id>                      finished requests whose agents may forget them
 //	history/<hour>/<file>          files of the history on the shared mount
+//	past/<hour>/<file>             files with events on the shared mount
 //	moved/<hour>/<file>            idempotency keys of the requests in that file
 //	tidied                         the term that tidied the history last
 //	mounts/<controller>            how a controller saw the shared mount last

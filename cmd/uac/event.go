@@ -35,7 +35,7 @@ func runEventList(ctx context.Context, a *app, limit int) error {
 		return err
 	}
 	var events []api.Event
-	if err := c.get(ctx, pathOf("events"), url.Values{"limit": {fmt.Sprint(limit)}}, &events); err != nil {
+	if err := c.list(ctx, a, pathOf("events"), url.Values{"limit": {fmt.Sprint(limit)}}, &events); err != nil {
 		return err
 	}
 	return printList(a, events,

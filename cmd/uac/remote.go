@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -31,6 +32,22 @@ func newClusterNoun(a *app, use, short string, verbs ...*cobra.Command) *cobra.C
 // whyFlag adds the flag of all verbs that change something.
 func whyFlag(fs *pflag.FlagSet, why *string) {
 	fs.StringVar(why, "why", "", "`REASON`, for the audit trail")
+}
+
+// list reads a list into out, and warns if something is missing in it.
+func (c *client) list(ctx context.Context, a *app, path string, query url.Values, out any) error {
+	resp, err := c.do(ctx, call{method: http.MethodGet, path: path, query: query}, readWhole)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }() // it is in memory
+	if note := resp.Header.Get(api.HeaderNote); note != "" {
+		fmt.Fprintf(a.stderr, "%s %s\n", a.paint(a.stderr).apply(yellow, "warning:"), note)
+	}
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return fmt.Errorf("GET %s: decode the answer: %w", path, err)
+	}
+	return nil
 }
 
 // because is the query of a call with a reason.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -92,16 +91,8 @@ func runRequestList(ctx context.Context, a *app, opts listOptions) error {
 		query.Set("open", "true")
 	}
 	var reqs []api.Request
-	resp, err := c.do(ctx, call{method: http.MethodGet, path: pathOf("requests"), query: query}, readWhole)
-	if err != nil {
+	if err := c.list(ctx, a, pathOf("requests"), query, &reqs); err != nil {
 		return err
-	}
-	defer func() { _ = resp.Body.Close() }() // it is in memory
-	if err := json.NewDecoder(resp.Body).Decode(&reqs); err != nil {
-		return fmt.Errorf("list requests: decode the answer: %w", err)
-	}
-	if note := resp.Header.Get(api.HeaderNote); note != "" {
-		fmt.Fprintf(a.stderr, "%s %s\n", a.paint(a.stderr).apply(yellow, "warning:"), note)
 	}
 	return printList(a, reqs,
 		column[api.Request]{title: "ID", cell: func(r api.Request) string { return r.ID }},

@@ -164,20 +164,33 @@ func (c *Controller) ReleaseLock(ctx context.Context, a api.Actor, name string) 
 }
 
 // ListEvents lists the newest events first.
-func (c *Controller) ListEvents(_ context.Context, limit int) ([]api.Event, error) {
-	out := []api.Event{}
-	for kv := range c.member.View().Snapshot().Range(prefixEvents) {
+func (c *Controller) ListEvents(ctx context.Context, limit int) (api.EventList, error) {
+	list := api.EventList{Events: []api.Event{}}
+	snap := c.member.View().Snapshot()
+	for kv := range snap.Range(prefixEvents) {
 		e, err := decode[api.Event](kv)
 		if err != nil {
-			return nil, err
+			return list, err
 		}
-		out = append(out, e)
+		list.Events = append(list.Events, e)
 	}
-	slices.Reverse(out)
-	if limit > 0 && len(out) > limit {
-		out = out[:limit]
+	slices.Reverse(list.Events)
+	if limit > 0 && len(list.Events) >= limit {
+		list.Events = list.Events[:limit]
+		return list, nil
 	}
-	return out, nil
+	past, err := registry(snap, prefixPast)
+	if err != nil {
+		return list, err
+	}
+	_, err = c.archive.events(ctx, past, func(e api.Event) bool {
+		list.Events = append(list.Events, e)
+		return limit == 0 || len(list.Events) < limit
+	})
+	if err != nil {
+		list.Note = fmt.Sprintf("older events are missing here: %v", err)
+	}
+	return list, ctx.Err()
 }
 
 // commit stores writes and returns when this controller shows them, so that the

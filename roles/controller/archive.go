@@ -287,6 +287,39 @@ func (a *archive) requests(ctx context.Context, e entry) ([]archived, error) {
 	return out, nil
 }
 
+// events calls f with the events below entries, the newest first, until it returns
+// false.
+func (a *archive) events(ctx context.Context, entries []entry, f func(api.Event) bool) (more bool, err error) {
+	entries = slices.Clone(entries)
+	slices.SortFunc(entries, func(a, b entry) int { return strings.Compare(b.Last, a.Last) })
+	for _, e := range entries {
+		if e.Level > 0 {
+			below, err := a.below(ctx, e)
+			if err != nil {
+				return false, err
+			}
+			if more, err := a.events(ctx, below, f); !more || err != nil {
+				return false, err
+			}
+			continue
+		}
+		lines, err := a.open(ctx, e)
+		if err != nil {
+			return false, err
+		}
+		for _, line := range slices.Backward(lines) {
+			var ev api.Event
+			if err := json.Unmarshal(line, &ev); err != nil {
+				return false, fmt.Errorf("%w: %s: %w", errHistory, e.Name, err)
+			}
+			if !f(ev) {
+				return false, nil
+			}
+		}
+	}
+	return true, nil
+}
+
 // find looks for a request below entries; nil if there is none.
 func (a *archive) find(ctx context.Context, entries []entry, id string) (*archived, error) {
 	for _, e := range entries {
@@ -414,10 +447,11 @@ func (s *search) peek(ctx context.Context) (*archivedState, error) {
 // pop goes past the request that peek returned.
 func (s *search) pop() { heap.Pop(&s.h) }
 
-// registry returns the entries that a snapshot shows, the lowest ids first.
-func registry(snap coord.Snapshot) ([]entry, error) {
+// registry returns the entries of requests or events, by prefix, that a snapshot
+// shows, the lowest ids first.
+func registry(snap coord.Snapshot, prefix string) ([]entry, error) {
 	var out []entry
-	for kv := range snap.Range(prefixHistory) {
+	for kv := range snap.Range(prefix) {
 		e, err := decode[entry](kv)
 		if err != nil {
 			return nil, err
@@ -436,7 +470,7 @@ func (c *Controller) stateOf(ctx context.Context, snap coord.Snapshot, id string
 	if ok || err != nil {
 		return state, claim, fence, err
 	}
-	entries, err := registry(snap)
+	entries, err := registry(snap, prefixHistory)
 	if err != nil {
 		return state, claim, fence, err
 	}
@@ -464,7 +498,7 @@ func (c *Controller) ListRequests(ctx context.Context, f api.RequestFilter) (api
 		}
 	}
 	list := api.RequestList{Requests: []api.Request{}}
-	entries, err := registry(snap)
+	entries, err := registry(snap, prefixHistory)
 	if err != nil {
 		return list, err
 	}

@@ -363,7 +363,7 @@ func (n *node) events(subject string) []string {
 		n.w.t.Fatal(err)
 	}
 	var kinds []string
-	for _, e := range slices.Backward(list) {
+	for _, e := range slices.Backward(list.Events) {
 		if e.Subject == subject {
 			kinds = append(kinds, e.Kind)
 		}

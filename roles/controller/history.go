@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"uac/codestation/mount"
 	"uac/coord"
 	"uac/roles"
+	"uac/roles/controller/api"
 )
 
 // HistoryConfig says how long finished requests are kept, and where.
@@ -48,6 +50,13 @@ const (
 	// are remembered.
 	keepKeys = 7 * 24 * time.Hour
 	maxKeys  = 200_000
+	// hotEvents is how many events the store holds; as many again as fit into one
+	// file are moved at a time.
+	hotEvents      = 10_000
+	maxMovedEvents = 1_000
+	// maxLinger is how long finished requests wait at most until there are enough
+	// for a file.
+	maxLinger = 10 * time.Minute
 	// tidyEvery is how often the history is tidied.
 	tidyEvery = time.Minute
 	// collectEvery is how often garbage is looked for.
@@ -73,8 +82,11 @@ type mover struct {
 	done map[string]*finished
 	// lists count the requests of each list of told ones that are in the store.
 	lists map[string]int
-	named int // files so far
-	keys  int // that are remembered at most
+	// events are the ids of events in the store.
+	events map[string]struct{}
+	named  int // files so far
+	// keys and hotEvents are how many the store holds at most.
+	keys, hotEvents int
 	// tidied and collected are when that was done last.
 	tidied, collected time.Time
 }
@@ -89,7 +101,7 @@ type finished struct {
 func newMover(c *Controller, s *coord.Session, t *coord.Term) *mover {
 	return &mover{
 		c: c, s: s, t: t, files: c.archive.files, mail: newMailbox(), now: time.Now,
-		done: map[string]*finished{}, lists: map[string]int{}, keys: maxKeys,
+		done: map[string]*finished{}, lists: map[string]int{}, events: map[string]struct{}{}, keys: maxKeys, hotEvents: hotEvents,
 	}
 }
 
@@ -136,6 +148,9 @@ func (m *mover) first(snap coord.Snapshot) {
 	for kv := range snap.Range(prefixTold) {
 		m.noteTold(kv)
 	}
+	for kv := range snap.Range(prefixEvents) {
+		m.events[strings.TrimPrefix(kv.Key, prefixEvents)] = struct{}{}
+	}
 }
 
 // seen takes in one change of the view.
@@ -146,6 +161,10 @@ func (m *mover) seen(b coord.Batch) {
 			m.note(ch.KV, ch.Deleted)
 		case strings.HasPrefix(ch.Key, prefixTold) && !ch.Deleted:
 			m.noteTold(ch.KV)
+		case strings.HasPrefix(ch.Key, prefixEvents) && ch.Deleted:
+			delete(m.events, strings.TrimPrefix(ch.Key, prefixEvents))
+		case strings.HasPrefix(ch.Key, prefixEvents):
+			m.events[strings.TrimPrefix(ch.Key, prefixEvents)] = struct{}{}
 		}
 	}
 }
@@ -197,8 +216,15 @@ func (m *mover) round(ctx context.Context) error {
 		due = due[moved:]
 		m.takeIn()
 	}
-	if err := m.rollUp(ctx); err != nil {
-		return err
+	for len(m.events) >= m.hotEvents+maxMovedEvents && ctx.Err() == nil {
+		if err := m.moveEvents(ctx); err != nil {
+			return err
+		}
+	}
+	for _, prefix := range []string{prefixHistory, prefixPast} {
+		if err := m.rollUp(ctx, prefix); err != nil {
+			return err
+		}
 	}
 	if m.now().Sub(m.tidied) < tidyEvery {
 		return nil
@@ -228,10 +254,17 @@ func (m *mover) due() []string {
 	}
 	slices.Sort(ids)
 	over := len(m.done) - cfg.HotCount
-	return slices.DeleteFunc(ids, func(id string) bool {
+	urgent := pressed
+	ids = slices.DeleteFunc(ids, func(id string) bool {
 		over--
-		return over < 0 && !pressed && m.now().Sub(m.done[id].since) < cfg.Hot
+		age := m.now().Sub(m.done[id].since)
+		urgent = urgent || age >= cfg.Hot+min(cfg.Hot, maxLinger)
+		return over < 0 && !pressed && age < cfg.Hot
 	})
+	if len(ids) < maxMoved && !urgent {
+		return nil // a file for each would make many
+	}
+	return ids
 }
 
 // maxTelling bounds how many requests are looked at in one round for agents that
@@ -367,12 +400,7 @@ func (m *mover) move(ctx context.Context, ids []string) (int, error) {
 	if len(keys) > 0 {
 		writes = append(writes, coord.Put(movedKey(e.Name), encode(movedRecord{At: roles.StampOf(m.now()), Keys: keys})))
 	}
-	won, err := m.register(ctx, e, conds, writes)
-	if err == nil && !won {
-		// Something has changed meanwhile: what it is now is seen in the next round.
-		m.c.log.Info("history: a file was not registered", "file", e.Name)
-	}
-	return dealt, err
+	return dealt, m.register(ctx, prefixHistory, e, conds, writes)
 }
 
 // write makes the file that an entry describes.
@@ -387,28 +415,79 @@ func (m *mover) write(ctx context.Context, e *entry, lines [][]byte) error {
 	return m.files.Create(ctx, e.Name, data)
 }
 
+// errNotRegistered is returned when the term is over, or something has changed since
+// it was read. What it is now is seen in the next round.
+var errNotRegistered = errors.New("file is not part of the history: the store has changed meanwhile")
+
 // register makes a file part of the history together with other writes, if this is
 // still the term and the conditions hold.
-func (m *mover) register(ctx context.Context, e entry, conds []coord.Cond, writes []coord.Write) (bool, error) {
-	return m.commit(ctx, conds, append([]coord.Write{coord.Put(registryKey(e.Name), encode(e))}, writes...))
+func (m *mover) register(ctx context.Context, prefix string, e entry, conds []coord.Cond, writes []coord.Write) error {
+	return m.commit(ctx, conds, append([]coord.Write{coord.Put(registryKey(prefix, e.Name), encode(e))}, writes...))
+}
+
+// moveEvents moves the oldest events.
+func (m *mover) moveEvents(ctx context.Context) error {
+	ids := slices.Sorted(maps.Keys(m.events))
+	snap := m.c.member.View().Snapshot()
+	// By these a loss is known to have been told.
+	for _, loss := range coord.Losses(snap) {
+		if i, there := slices.BinarySearch(ids, lossEvent(loss)); there {
+			ids = slices.Delete(ids, i, i+1)
+		}
+	}
+	var e entry
+	var lines [][]byte
+	var writes []coord.Write
+	ids = ids[:min(len(ids), maxMovedEvents)]
+	for _, id := range ids {
+		kv, ok := snap.Get(eventKey(id))
+		if !ok {
+			delete(m.events, id)
+			continue
+		}
+		ev, err := decode[api.Event](kv)
+		if err != nil {
+			return err
+		}
+		at := roles.StampOf(ev.At)
+		e.add(entry{Count: 1, First: id, Last: id, From: at, To: at, Ended: at})
+		lines, writes = append(lines, kv.Value), append(writes, coord.Del(kv.Key))
+	}
+	if len(lines) == 0 {
+		return nil
+	}
+	if err := m.write(ctx, &e, lines); err != nil {
+		return err
+	}
+	// Nobody but the term's mover deletes events, and they never change.
+	if err := m.register(ctx, prefixPast, e, nil, writes); err != nil {
+		return err
+	}
+	for _, id := range ids {
+		delete(m.events, id) // the view has it, but its change may not have come here yet
+	}
+	return nil
 }
 
 // commit commits in this term and waits until the view shows it. The first write is
 // a put.
-func (m *mover) commit(ctx context.Context, conds []coord.Cond, writes []coord.Write) (bool, error) {
+func (m *mover) commit(ctx context.Context, conds []coord.Cond, writes []coord.Write) error {
 	res, err := m.s.Commit(ctx, coord.Tx{If: append([]coord.Cond{m.t.Guard()}, conds...), Then: writes})
-	if err != nil {
-		return false, err
+	if err == nil && !res.Won {
+		err = errNotRegistered
 	}
-	return res.Won, m.c.member.View().Wait(ctx, res.Revision)
+	if err != nil {
+		return err
+	}
+	return m.c.member.View().Wait(ctx, res.Revision)
 }
 
 // rollUp replaces the oldest entries of a level by one of the next, so that the
 // registry stays small however long the history is.
-func (m *mover) rollUp(ctx context.Context) error {
+func (m *mover) rollUp(ctx context.Context, prefix string) error {
 	for {
 		snap := m.c.member.View().Snapshot()
-		entries, err := registry(snap)
+		entries, err := registry(snap, prefix)
 		if err != nil {
 			return err
 		}
@@ -427,7 +506,7 @@ func (m *mover) rollUp(ctx context.Context) error {
 			var conds []coord.Cond
 			var writes []coord.Write
 			for _, e := range all[:fanout] {
-				kv, _ := snap.Get(registryKey(e.Name))
+				kv, _ := snap.Get(registryKey(prefix, e.Name))
 				up.add(e)
 				lines = append(lines, encode(e))
 				conds = append(conds, coord.ModIs(kv.Key, kv.Mod))
@@ -436,7 +515,7 @@ func (m *mover) rollUp(ctx context.Context) error {
 			if err := m.write(ctx, &up, lines); err != nil {
 				return err
 			}
-			if _, err := m.register(ctx, up, conds, writes); err != nil {
+			if err := m.register(ctx, prefix, up, conds, writes); err != nil {
 				return err
 			}
 		}
@@ -453,14 +532,16 @@ func (m *mover) tidy(ctx context.Context) error {
 	var conds []coord.Cond
 	var writes []coord.Write
 	if keep := m.c.cfg.History.Keep; keep > 0 {
-		entries, err := registry(snap)
-		if err != nil {
-			return err
-		}
 		old := roles.StampOf(m.now().Add(-keep))
-		for _, e := range entries {
-			if e.Ended < old && len(writes) < maxMovedOps {
-				writes = append(writes, coord.Del(registryKey(e.Name)))
+		for _, prefix := range []string{prefixHistory, prefixPast} {
+			entries, err := registry(snap, prefix)
+			if err != nil {
+				return err
+			}
+			for _, e := range entries {
+				if e.Ended < old && len(writes) < maxMovedOps {
+					writes = append(writes, coord.Del(registryKey(prefix, e.Name)))
+				}
 			}
 		}
 	}
@@ -484,8 +565,7 @@ func (m *mover) tidy(ctx context.Context) error {
 		return nil
 	}
 	mark := coord.Put(keyTidied, encode(map[string]any{"node": m.c.cfg.Name, "term": m.t.Epoch()}))
-	_, err := m.commit(ctx, conds, append([]coord.Write{mark}, writes...))
-	return err
+	return m.commit(ctx, conds, append([]coord.Write{mark}, writes...))
 }
 
 // oldKeys returns what forgets the idempotency keys of requests that were moved
@@ -530,13 +610,16 @@ func (m *mover) collect(ctx context.Context) error {
 	if err := m.t.Check(); err != nil {
 		return err
 	}
-	entries, err := registry(m.c.member.View().Snapshot())
-	if err != nil {
-		return err
-	}
+	snap := m.c.member.View().Snapshot()
 	known := map[string]bool{}
-	if err := m.reach(ctx, entries, known); err != nil {
-		return err
+	for _, prefix := range []string{prefixHistory, prefixPast} {
+		entries, err := registry(snap, prefix)
+		if err != nil {
+			return err
+		}
+		if err := m.reach(ctx, entries, known); err != nil {
+			return err
+		}
 	}
 	hours, err := m.files.List(ctx, historyDir)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -359,11 +359,11 @@ func TestMoveIsAllOrNothing(t *testing.T) {
 		_, err := other.move(t.Context(), ids)
 		return err
 	}}
-	if _, err := m.move(t.Context(), ids); err != nil {
-		t.Fatal(err)
+	if _, err := m.move(t.Context(), ids); !errors.Is(err, errNotRegistered) {
+		t.Errorf("registered twice: %v", err)
 	}
 	wantOnce(t, active, ids)
-	if entries, err := registry(active.member.View().Snapshot()); err != nil || len(entries) != 1 || entries[0].Count != maxMoved {
+	if entries, err := registry(active.member.View().Snapshot(), prefixHistory); err != nil || len(entries) != 1 || entries[0].Count != maxMoved {
 		t.Errorf("the registry has %v, %v", entries, err)
 	}
 
@@ -379,8 +379,8 @@ func TestMoveIsAllOrNothing(t *testing.T) {
 		return err
 	}}
 	rest := ids[maxMoved:]
-	if _, err := late.move(t.Context(), rest); err != nil {
-		t.Fatal(err)
+	if _, err := late.move(t.Context(), rest); !errors.Is(err, errNotRegistered) {
+		t.Errorf("who was Active once registers: %v", err)
 	}
 	if _, ok := stale.member.View().Get(specKey(rest[0])); !ok {
 		t.Error("who was Active once has moved a request")
@@ -442,6 +442,57 @@ func TestCollectLeavesLaterTerms(t *testing.T) {
 	}
 }
 
+// Old events move too, and are listed all the same.
+func TestEventsMove(t *testing.T) {
+	w := newWorld(t, hotFor(t, 1, time.Hour, 1_000_000))
+	c1 := w.node("c1")
+	m := quietMover(t, c1)
+	m.hotEvents = 100
+	const more = 2*maxMovedEvents + 500
+	tx := coord.Tx{}
+	for i := range more {
+		tx.Then = append(tx.Then, c1.event(api.Event{Kind: "test", Subject: fmt.Sprint(i)}))
+		if len(tx.Then) == 500 {
+			if err := c1.member.View().Wait(t.Context(), c1.commit1(tx).Revision); err != nil {
+				t.Fatal(err)
+			}
+			tx = coord.Tx{}
+		}
+	}
+	before, err := c1.ListEvents(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.first(c1.member.View().Snapshot())
+	for range 2 {
+		if err := m.moveEvents(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(c1.dump(prefixEvents)); n >= more-2*maxMovedEvents/2 {
+		t.Errorf("%d events are in the store", n)
+	}
+	ids := func(l api.EventList) (out []string) {
+		for _, e := range l.Events {
+			out = append(out, e.ID)
+		}
+		return out
+	}
+	for _, limit := range []int{0, 10, 700, 2000} {
+		after, err := c1.ListEvents(t.Context(), limit)
+		if err != nil || after.Note != "" {
+			t.Fatal(after.Note, err)
+		}
+		want := ids(before)
+		if limit > 0 {
+			want = want[:limit]
+		}
+		if diff := cmp.Diff(want, ids(after)); diff != "" {
+			t.Errorf("limit %d: %s", limit, diff)
+		}
+	}
+}
+
 // A damaged file is found out and not shown.
 func TestDamagedHistory(t *testing.T) {
 	w := newWorld(t, hotFor(t, 1, time.Hour, 1_000_000))
@@ -451,7 +502,7 @@ func TestDamagedHistory(t *testing.T) {
 	if _, err := m.move(t.Context(), ids); err != nil {
 		t.Fatal(err)
 	}
-	entries, err := registry(c1.member.View().Snapshot())
+	entries, err := registry(c1.member.View().Snapshot(), prefixHistory)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -510,7 +561,7 @@ func TestStoreStaysSmall(t *testing.T) {
 			t.Errorf("%d keys below %s, at most %d are allowed", n, prefix, most)
 		}
 	}
-	entries, err := registry(snap)
+	entries, err := registry(snap, prefixHistory)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,6 +27,7 @@ const (
 	prefixTold      = "told/"
 	prefixHistory   = "history/"
 	prefixMoved     = "moved/"
+	prefixPast      = "past/"
 	keyTidied       = "tidied"
 )
 
@@ -56,9 +57,10 @@ func mountKey(node string) string  { return prefixMounts + node }
 // toldKey holds a list of finished requests whose agents may forget them.
 func toldKey(id string) string { return prefixTold + id }
 
-// registryKey holds the entry of a file of the history.
-func registryKey(name string) string {
-	return prefixHistory + strings.TrimPrefix(name, historyDir+"/")
+// registryKey holds the entry of a file of the history: below prefixHistory of one
+// with requests, below prefixPast of one with events.
+func registryKey(prefix, name string) string {
+	return prefix + strings.TrimPrefix(name, historyDir+"/")
 }
 
 // movedKey holds the idempotency keys of the requests in a file of the history.

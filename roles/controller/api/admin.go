@@ -37,8 +37,16 @@ func (s *Server) adminRoutes(d *definer) {
 	define(d, route{pattern: "GET /v1/events", id: "listEvents", summary: "List events, newest first"},
 		func(ctx context.Context, in *struct {
 			Limit int `query:"limit" default:"100" minimum:"1" maximum:"10000" doc:"At most so many"`
-		}) (*output[[]Event], error) {
-			return listOf(s.backend.ListEvents(ctx, in.Limit))
+		}) (*eventList, error) {
+			list, err := s.backend.ListEvents(ctx, in.Limit)
+			if err != nil {
+				return nil, err
+			}
+			out := &eventList{Note: oneLine(list.Note), Body: list.Events}
+			if out.Body == nil {
+				out.Body = []Event{}
+			}
+			return out, nil
 		})
 	define(d, route{pattern: "GET /v1/tokens", id: "listTokens", summary: "List tokens, without their secrets"},
 		func(ctx context.Context, _ *struct{}) (*output[[]Token], error) {
@@ -56,6 +64,12 @@ func (s *Server) adminRoutes(d *definer) {
 			}
 			return nil, s.backend.DeleteToken(ctx, in.actor(ctx), in.ID)
 		})
+}
+
+// eventList is the answer with a list of events.
+type eventList struct {
+	Note string `header:"Uac-Note" doc:"What is missing in the list and why, for people"`
+	Body []Event
 }
 
 // newToken is a token with its text.

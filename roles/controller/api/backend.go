@@ -321,6 +321,13 @@ type Event struct {
 	Detail  map[string]string `json:"detail,omitempty"`
 }
 
+// EventList is a part of all events.
+type EventList struct {
+	Events []Event
+	// Note says what is missing here and why, empty if nothing is.
+	Note string
+}
+
 // Token is an API or join token without its secret.
 type Token struct {
 	ID      string    `json:"id"`
@@ -355,8 +362,8 @@ type Admin interface {
 	// CreateToken returns the token's text, which is shown once.
 	CreateToken(ctx context.Context, a Actor, spec TokenSpec) (string, Token, error)
 	DeleteToken(ctx context.Context, a Actor, id string) error
-	// ListEvents returns the newest events first.
-	ListEvents(ctx context.Context, limit int) ([]Event, error)
+	// ListEvents returns the newest events first, also from the history.
+	ListEvents(ctx context.Context, limit int) (EventList, error)
 }
 
 // Access is what authentication and consistent reads need.

@@ -28,7 +28,7 @@ type State struct {
 	Mounts    []api.Mount
 	// AgentClusters with their members as the test made them up.
 	AgentClusters []api.AgentClusterStatus
-	// Note is what every list of requests has.
+	// Note is what every list of requests or events has.
 	Note   string
 	Locks  []api.Lock
 	Events []api.Event
@@ -624,9 +624,9 @@ func (b *Backend) DeleteToken(_ context.Context, a api.Actor, id string) error {
 }
 
 // ListEvents implements api.Admin.
-func (b *Backend) ListEvents(_ context.Context, limit int) (out []api.Event, err error) {
+func (b *Backend) ListEvents(_ context.Context, limit int) (out api.EventList, err error) {
 	err = b.read("ListEvents", func(s *State) error {
-		out = slices.Clone(s.Events[:min(limit, len(s.Events))])
+		out = api.EventList{Events: slices.Clone(s.Events[:min(limit, len(s.Events))]), Note: s.Note}
 		return nil
 	})
 	return out, err
