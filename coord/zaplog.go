@@ -66,6 +66,9 @@ func slogLevel(l zapcore.Level) slog.Level {
 	}
 }
 
+// maxText is the longest text of etcd's that is logged.
+const maxText = 500
+
 func attrs(fs []zapcore.Field) []slog.Attr {
 	enc := zapcore.NewMapObjectEncoder()
 	for _, f := range fs {
@@ -73,7 +76,11 @@ func attrs(fs []zapcore.Field) []slog.Attr {
 	}
 	as := make([]slog.Attr, 0, len(enc.Fields))
 	for _, k := range slices.Sorted(maps.Keys(enc.Fields)) {
-		as = append(as, slog.Any(k, enc.Fields[k]))
+		v := enc.Fields[k]
+		if text, ok := v.(string); ok && len(text) > maxText {
+			v = text[:maxText] + "..." // etcd writes out whole requests, of hundreds of keys
+		}
+		as = append(as, slog.Any(k, v))
 	}
 	return as
 }

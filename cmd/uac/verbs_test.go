@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -68,6 +69,11 @@ func sampleState() apitest.State {
 				ID: apitest.RequestID(2), Process: "nightly", Status: roles.RequestRunning, RequestedBy: "cron", RequestedAt: "2026-01-02T04:00:00.000Z",
 				Steps: []api.Step{{Name: "backup", Status: roles.StepRunning, Attempt: 1, Agent: "db1"}},
 			},
+		},
+		Mounts: []api.Mount{
+			{Node: "c1", State: "ok", Since: c1.Started, Dir: "/srv/uac", ID: "5eed", FreeBytes: 3 << 30, TotalBytes: 10 << 30, Seen: c1.Started},
+			{Node: "c2", State: "hung", Since: c1.Started, Error: "probe got no answer in 5s", Dir: "/srv/uac", ID: "5eed", StuckChildren: 2},
+			{Node: "c3", State: "unconfigured"},
 		},
 		Output: map[string]string{
 			apitest.RequestID(1) + "/fetch/1":    "fetched 1.4.2\n",
@@ -163,7 +169,7 @@ func TestShow(t *testing.T) {
 	id := apitest.RequestID(1)
 	for _, verb := range []string{
 		"node list", "node show c2", "process list", "process show deploy", "request list",
-		"request show " + id, "agent list", "agent show web1", "agent cluster list", "agent cluster show web", "lock list", "event list", "token list",
+		"request show " + id, "agent list", "agent show web1", "agent cluster list", "agent cluster show web", "lock list", "mount show", "event list", "token list",
 	} {
 		name := "show-" + strings.ReplaceAll(strings.TrimSuffix(verb, " "+id), " ", "-") + ".txt"
 		var b strings.Builder
@@ -175,6 +181,74 @@ func TestShow(t *testing.T) {
 			fmt.Fprintf(&b, "$ uac %s -o %s\n%s\n", verb, format, strings.ReplaceAll(got.stdout, c.server.URL, "URL"))
 		}
 		golden(t, name, b.String())
+	}
+}
+
+// What is missing in a list is a warning beside it.
+func TestListsWithoutTheHistory(t *testing.T) {
+	state := sampleState()
+	state.Note = "older ones are missing here: the mount is away"
+	c := newCluster(t, state)
+	for _, verb := range []string{"request list", "event list"} {
+		got := c.run(t, append(strings.Fields(verb), "-o", "json")...)
+		if got.code != exitDone || !strings.Contains(got.stderr, "warning: older ones are missing here") || !strings.HasPrefix(got.stdout, "[") {
+			t.Errorf("%s: code %d, %s%s", verb, got.code, got.stdout, got.stderr)
+		}
+	}
+}
+
+// The filters of request list reach the API.
+func TestRequestListFilters(t *testing.T) {
+	c := newCluster(t, sampleState())
+	one, two := apitest.RequestID(1), apitest.RequestID(2)
+	for _, tt := range []struct{ flags, want string }{
+		{"", two + " " + one},
+		{"--agent web2", one},
+		{"--by cron", two},
+		{"--from 2026-01-02T03:30:00Z", two},
+		{"--to 2026-01-02T03:30:00Z", one},
+		{"--from 2026-01-02T03:00:00+01:00 --to 2026-01-02T06:00:00+01:00", two + " " + one},
+		{"--before " + two, one},
+		{"--limit 1", two},
+	} {
+		got := c.run(t, append([]string{"request", "list", "-o", "json"}, strings.Fields(tt.flags)...)...)
+		var reqs []api.Request
+		if err := json.Unmarshal([]byte(got.stdout), &reqs); err != nil {
+			t.Fatalf("%s: code %d, %s: %v", tt.flags, got.code, got.stderr, err)
+		}
+		var ids []string
+		for _, r := range reqs {
+			ids = append(ids, r.ID)
+		}
+		if s := strings.Join(ids, " "); s != tt.want {
+			t.Errorf("%s: %s, want %s", tt.flags, s, tt.want)
+		}
+	}
+	for _, flags := range []string{"--from yesterday", "--to 2026-01-02", "--before x", "--status done"} {
+		if got := c.run(t, append([]string{"request", "list"}, strings.Fields(flags)...)...); got.code != exitUsage {
+			t.Errorf("%s: code %d, %s", flags, got.code, got.stderr)
+		}
+	}
+}
+
+func TestMountInit(t *testing.T) {
+	dir := t.TempDir()
+	c := newCluster(t, sampleState())
+	for _, tt := range []struct {
+		args string
+		code exitCode
+		text string
+	}{
+		{dir + "/missing", exitUsage, "does not exist"},
+		{dir + " --cluster prod", exitDone, "shared mount of cluster prod"},
+		{dir + " --cluster prod", exitDone, "shared mount of cluster prod"},
+		{dir + " --cluster test", exitConflict, "belongs to cluster"},
+		{dir + " --cluster a/b", exitUsage, "--cluster"},
+	} {
+		got := c.run(t, append([]string{"mount", "init"}, strings.Fields(tt.args)...)...)
+		if got.code != tt.code || !strings.Contains(got.stdout+got.stderr, tt.text) {
+			t.Errorf("mount init %s: code %d, %s%s", tt.args, got.code, got.stdout, got.stderr)
+		}
 	}
 }
 

@@ -37,9 +37,11 @@ const (
 	historyRoom = 0.50
 	// One file, and the transaction that registers it, must not hold up others for
 	// long.
-	maxMoved      = 128
-	maxMovedOps   = 1500
+	maxMoved      = 64
+	maxMovedOps   = 700
 	maxMovedBytes = 4 << 20
+	// maxTidied bounds the transaction that tidies.
+	maxTidied = 1500
 	// fanout is how many entries become one of the next level, when there are twice
 	// as many.
 	fanout = 64
@@ -53,7 +55,7 @@ const (
 	// hotEvents is how many events the store holds; as many again as fit into one
 	// file are moved at a time.
 	hotEvents      = 10_000
-	maxMovedEvents = 1_000
+	maxMovedEvents = 500
 	// maxLinger is how long finished requests wait at most until there are enough
 	// for a file.
 	maxLinger = 10 * time.Minute
@@ -539,7 +541,7 @@ func (m *mover) tidy(ctx context.Context) error {
 				return err
 			}
 			for _, e := range entries {
-				if e.Ended < old && len(writes) < maxMovedOps {
+				if e.Ended < old && len(writes) < maxTidied {
 					writes = append(writes, coord.Del(registryKey(prefix, e.Name)))
 				}
 			}
@@ -548,13 +550,13 @@ func (m *mover) tidy(ctx context.Context) error {
 	for kv := range snap.Range(prefixInbox) {
 		// It was given before the request was final, and lost the race with the move.
 		id, _ := requestOf(kv.Key, prefixInbox)
-		if _, there := snap.Get(specKey(id)); !there && len(writes) < maxMovedOps {
+		if _, there := snap.Get(specKey(id)); !there && len(writes) < maxTidied {
 			cmd, _ := decode[command](kv) // whatever it says
 			writes = append(writes, coord.Del(kv.Key), m.c.refusal(id, cmd, "the request had ended already"))
 		}
 	}
 	for key, left := range m.lists {
-		if left == 0 && len(writes) < maxMovedOps {
+		if left == 0 && len(writes) < maxTidied {
 			writes = append(writes, coord.Del(key))
 			delete(m.lists, key)
 		}
@@ -585,7 +587,7 @@ func (m *mover) oldKeys(snap coord.Snapshot) (conds []coord.Cond, writes []coord
 	slices.SortFunc(all, func(a, b moved) int { return cmp.Compare(a.kv.Create, b.kv.Create) })
 	old := roles.StampOf(m.now().Add(-keepKeys))
 	for _, one := range all {
-		if one.rec.At >= old && total <= m.keys || len(writes) > maxMovedOps {
+		if one.rec.At >= old && total <= m.keys || len(writes) > maxTidied {
 			break
 		}
 		total -= len(one.rec.Keys)

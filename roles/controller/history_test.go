@@ -523,7 +523,7 @@ func TestDamagedHistory(t *testing.T) {
 
 // However many requests end, the store holds a bounded number of keys.
 func TestStoreStaysSmall(t *testing.T) {
-	const total, hot, keys = 18_000, 500, 2_000
+	const total, hot, keys = 10_000, 500, 2_000
 	w := newWorld(t, hotFor(t, 1, time.Hour, hot))
 	c1 := w.node("c1")
 	m := quietMover(t, c1)

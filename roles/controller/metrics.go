@@ -7,6 +7,7 @@ import (
 
 	"uac/codestation/mount"
 	"uac/coord"
+	"uac/roles"
 )
 
 // RegisterMetrics registers what a controller measures of itself. Values are
@@ -48,6 +49,9 @@ func (c *Controller) RegisterMetrics(r prometheus.Registerer) error {
 		gauge("store_file_ratio", "Size of the store's file as a part of the quota.", func() float64 { _, file := c.member.Room(); return file }),
 		gauge("store_revision", "Revision that this node shows.", func() float64 { return float64(c.member.View().Revision()) }),
 		gauge("quorum_lost_seconds", "For how long this node has seen no majority; 0 if it sees one.", func() float64 { return c.member.QuorumLost().Seconds() }),
+		gauge("history_requests", "Requests in the history on the shared mount.", func() float64 { n, _ := c.historySize(); return float64(n) }),
+		gauge("history_files", "Entries of the history in the store.", func() float64 { _, n := c.historySize(); return float64(n) }),
+		gauge("requests_finished", "Finished requests in the store, not yet moved to the history.", func() float64 { return float64(c.finishedCount()) }),
 		gauge("mount_ok", "1 while the shared mount works here; 0 also without one.", func() float64 { return yes(c.deps.Mount.State().Kind == mount.OK) }),
 		gauge("mount_free_bytes", "Free room on the shared mount, when it was last looked at.", func() float64 { return float64(c.deps.Mount.State().Free) }),
 		gauge("mount_stuck_children", "Processes that touched the shared mount and do not end.", func() float64 { return float64(c.deps.Mount.State().Stuck) }),
@@ -67,6 +71,28 @@ func (c *Controller) uncollected() float64 {
 		n++
 	}
 	return float64(n)
+}
+
+// historySize counts the requests in the history, and its entries in the store.
+func (c *Controller) historySize() (moved, entries int) {
+	all, _ := registry(c.member.View().Snapshot(), prefixHistory) // what cannot be read is not counted
+	for _, e := range all {
+		moved += e.Count
+	}
+	return moved, len(all)
+}
+
+// finishedCount counts the finished requests in the store.
+func (c *Controller) finishedCount() (finished int) {
+	snap := c.member.View().Snapshot()
+	for kv := range snap.Range(prefixRequests) {
+		if _, rest := requestOf(kv.Key, prefixRequests); rest == "status" {
+			if rec, err := decode[roles.Record](kv); err == nil && rec.Status.Final() {
+				finished++
+			}
+		}
+	}
+	return finished
 }
 
 // actingTerm is the epoch of the term while this node may act as Active, else 0.
