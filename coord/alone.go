@@ -226,9 +226,11 @@ func (m *Member) raiseGeneration(rec generationRecord) error {
 // caller holds mu.
 func (m *Member) setGeneration(rec generationRecord) error {
 	path := filepath.Join(m.cfg.DataDir, generationFile)
+	m.deps.Point(pointGenerationWriting)
 	if err := durable.WriteFile(path, encode(rec), 0o600); err != nil {
 		return fmt.Errorf("generation: %w", err)
 	}
+	m.deps.Point(pointGenerationWritten)
 	m.generation = rec
 	return nil
 }

@@ -137,6 +137,8 @@ type chain struct {
 	idle time.Duration
 	// wrote is told when a guarded write was acknowledged.
 	wrote func(at time.Time)
+	// point is called before a batch is proposed and after it is known to be applied.
+	point func(Point)
 
 	mu     sync.Mutex // guards queue, closed
 	queue  []item
@@ -352,9 +354,11 @@ func (c *chain) apply(ctx context.Context, batch []item) ([]Result, error) {
 	}
 	unknown := false
 	for d := firstAttempt; ; d = min(2*d, lastAttempt) {
+		c.point(pointBatchProposing)
 		resp, err := c.etcd.attempt(ctx, d, cmps, then, els)
 		switch {
 		case err == nil && resp.Succeeded:
+			c.point(pointBatchApplied)
 			return c.applied(batch, at, resp), nil
 		case err == nil:
 			return c.explain(batch, resp)

@@ -120,7 +120,7 @@ func newTestChain(t *testing.T, e *etcd, node string) *testChain {
 			defer c.mu.Unlock()
 			return c.distrust
 		},
-		idle: time.Hour, wrote: func(time.Time) {}, wake: make(chan struct{}, 1),
+		idle: time.Hour, wrote: func(time.Time) {}, point: func(Point) {}, wake: make(chan struct{}, 1),
 	}
 	return c
 }

@@ -194,4 +194,7 @@ type Deps struct {
 	PulsePeer func(net.Conn) (string, error)
 	// Version of this build, shown to peers.
 	Version string
+	// Point, if set, is called at every named point (see Points). Tests kill the
+	// process there.
+	Point func(Point)
 }

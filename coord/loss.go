@@ -98,9 +98,11 @@ func (s *Session) decideLoss(ctx context.Context, sus suspect) error {
 			continue
 		}
 		first = false
+		s.m.deps.Point(pointLossProposing)
 		resp, err := s.etcd.attempt(ctx, lossAttempt, tx.cmps, tx.then, nil)
 		switch {
 		case err == nil && resp.Succeeded:
+			s.m.deps.Point(pointLossDecided)
 			s.lossDecided(tx.record, resp.Header.Revision)
 			return nil
 		case err == nil:

@@ -68,6 +68,9 @@ func New(cfg Config, deps Deps) (*Member, error) {
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
+	if deps.Point == nil {
+		deps.Point = func(Point) {}
+	}
 	m := &Member{
 		cfg: cfg, deps: deps, log: deps.Log, run: rand.Text(),
 		view:     newView(deps.Log),

@@ -35,7 +35,7 @@ func (m *Member) newMesh() *mesh {
 	return newMesh(meshConfig{
 		Node: m.cfg.Name, Peers: peers,
 		Silence: m.cfg.SilenceTimeout, Join: m.cfg.JoinTimeout, Stall: m.cfg.StallTimeout,
-		Version: m.deps.Version, Log: m.log, Listener: m.deps.Pulses,
+		Version: m.deps.Version, Log: m.log, Listener: m.deps.Pulses, Point: m.deps.Point,
 		Dial: func(ctx context.Context, peer string) (net.Conn, error) {
 			return m.deps.DialPulse(ctx, addr[peer])
 		},
@@ -250,9 +250,11 @@ func writeOrigin(dataDir string, o originRecord) error {
 // setOrigin makes o durable before anybody hears of it. Only the goroutine that
 // starts etcd calls it.
 func (m *Member) setOrigin(o originRecord) error {
+	m.deps.Point(pointOriginWriting)
 	if err := writeOrigin(m.cfg.DataDir, o); err != nil {
 		return err
 	}
+	m.deps.Point(pointOriginWritten)
 	m.mu.Lock()
 	m.origin = o
 	m.mu.Unlock()

@@ -73,7 +73,9 @@ type meshConfig struct {
 	Dial func(ctx context.Context, peer string) (net.Conn, error)
 	// Identify returns the name in the certificate of the other end.
 	Identify func(net.Conn) (string, error)
-	Events   meshEvents
+	// Point is called before and after a vote is sent; nil for nothing.
+	Point  func(Point)
+	Events meshEvents
 }
 
 // Floors and pauses that do not follow from the silence timeout.
@@ -142,6 +144,9 @@ type peer struct {
 
 // newMesh returns a mesh that does nothing until Run.
 func newMesh(cfg meshConfig, f facts) *mesh {
+	if cfg.Point == nil {
+		cfg.Point = func(Point) {}
+	}
 	w := &watcher{timing: timing{silence: cfg.Silence, join: cfg.Join, stall: cfg.Stall}, started: time.Now()}
 	m := &mesh{
 		cfg: cfg, facts: f, log: cfg.Log.With("component", "mesh"),
@@ -453,7 +458,9 @@ func (m *mesh) cast(p *peer, paper ballotPaper, e evidence) {
 		p.seen.withhold(paper.received.Add(withholdFor))
 	}
 	if asker := m.peers[paper.to]; asker != nil && asker.in != nil {
+		m.cfg.Point(pointVoteSending)
 		asker.in.send(&message{Vote: &paper.voteMsg})
+		m.cfg.Point(pointVoteSent)
 	}
 	if f := m.cfg.Events.Voted; f != nil && paper.first {
 		m.deliver(func() { f(paper.to, paper.Suspect, paper.Epoch) })

@@ -146,6 +146,7 @@ func (m *Member) open(ctx context.Context) (*Session, error) {
 			// put by the same transaction and only this session puts it.
 			return m.newSession(e, rec, now[mine].Mod), nil
 		}
+		m.deps.Point(pointSessionOpening)
 		resp, err := e.attempt(ctx, d,
 			[]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(mine), "=", now[mine].Mod)},
 			[]clientv3.Op{
@@ -156,6 +157,7 @@ func (m *Member) open(ctx context.Context) (*Session, error) {
 			}, nil)
 		switch {
 		case err == nil && resp.Succeeded:
+			m.deps.Point(pointSessionOpened)
 			return m.newSession(e, rec, resp.Header.Revision), nil
 		case err != nil:
 			m.log.Debug("session not opened yet", "error", err)
@@ -176,7 +178,8 @@ func (m *Member) newSession(e *etcd, rec SessionRecord, epoch int64) *Session {
 		session: sessionKey(m.cfg.Name), epoch: epoch,
 		key: commitKey(m.cfg.Name), rev: epoch, nonce: rec.Nonce,
 		trust: m.mesh.Check, idle: min(idleWrite, m.cfg.StallTimeout*3/10), wrote: m.wrote,
-		wake: make(chan struct{}, 1),
+		point: m.deps.Point,
+		wake:  make(chan struct{}, 1),
 	}
 	m.wrote(time.Now())
 	return s
@@ -364,11 +367,13 @@ func (s *Session) grant(ctx context.Context) (clientv3.LeaseID, error) {
 func (s *Session) announce(ctx context.Context, id clientv3.LeaseID) error {
 	rec := aliveRecord{Epoch: s.epoch, Lease: int64(id)}
 	for {
+		s.m.deps.Point(pointAliveProposing)
 		resp, err := s.etcd.attempt(ctx, lastAttempt,
 			[]clientv3.Cmp{ModIs(s.chain.session, s.epoch).cmp()},
 			[]clientv3.Op{clientv3.OpPut(aliveKey(s.m.cfg.Name), string(encode(rec)), clientv3.WithLease(id))}, nil)
 		switch {
 		case err == nil && resp.Succeeded:
+			s.m.deps.Point(pointAliveApplied)
 			return nil
 		case err == nil:
 			return ErrFenced

@@ -256,6 +256,7 @@ func (s *Session) run(ctx context.Context, snap Snapshot) error {
 			ModIsNot(sessionKey(rec.Node), rec.Epoch).cmp(),
 			Absent(holdKey(rec.Node)).cmp())
 	}
+	s.m.deps.Point(pointTermProposing)
 	resp, err := s.etcd.attempt(ctx, firstAttempt, cmps,
 		[]clientv3.Op{clientv3.OpPut(keyActive, string(encode(ActiveRecord{Node: s.m.cfg.Name, Epoch: s.epoch})))}, nil)
 	if err != nil {
@@ -264,6 +265,7 @@ func (s *Session) run(ctx context.Context, snap Snapshot) error {
 		return err
 	}
 	if resp.Succeeded {
+		s.m.deps.Point(pointTermWon)
 		s.beginTerm(resp.Header.Revision, false)
 	}
 	return nil

@@ -36,7 +36,7 @@ func runAgent(ctx context.Context, d daemonDeps) error {
 	ac.Servers, ac.Shuffle, ac.Labels = servers, cfg.Agent.Shuffle, cfg.Agent.Labels
 	ac.ReconnectMin, ac.ReconnectMax, ac.KillGrace = cfg.Agent.ReconnectMin, cfg.Agent.ReconnectMax, cfg.Agent.KillGrace
 	ac.SpoolLimit, ac.SpoolTotal = cfg.Agent.SpoolLimit, cfg.Agent.SpoolTotal
-	a, err := agent.New(ac, agent.Deps{Dial: dial, Log: d.log})
+	a, err := agent.New(ac, agent.Deps{Dial: dial, Log: d.log, Point: points[agent.Point](d)})
 	if err != nil {
 		return usageError("%w", err)
 	}

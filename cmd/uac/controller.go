@@ -91,6 +91,7 @@ func runController(ctx context.Context, d daemonDeps) error {
 		DialMember: node.dialer.dial,
 		End:        func(e controller.Ending) { end.end(e.Abrupt, e.Restart) },
 		Log:        d.log,
+		Point:      points[controller.Point](d),
 	})
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

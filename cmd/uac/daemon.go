@@ -30,6 +30,17 @@ type daemonDeps struct {
 	build   buildInfo
 	// endNow ends the process at once, or replaces it by a new one.
 	endNow func(restart bool)
+	// point is called at the named points of all components. It is nil in every
+	// program but those that are built to be broken (uacfault.go).
+	point func(name string)
+}
+
+// points makes the points of one component known to who waits at them.
+func points[P ~string](d daemonDeps) func(P) {
+	if d.point == nil {
+		return nil
+	}
+	return func(p P) { d.point(string(p)) }
 }
 
 // daemonOptions are the flags of a daemon, and of the verbs that look at a
@@ -107,7 +118,7 @@ func runDaemon(ctx context.Context, a *app, opts daemonOptions, daemons map[role
 	if serve == nil {
 		return usageError("role %s is not supported by this version of uac", cfg.Node.Role)
 	}
-	d := daemonDeps{cfg: cfg, origins: origins, build: thisBuild(), endNow: endNow}
+	d := daemonDeps{cfg: cfg, origins: origins, build: thisBuild(), endNow: endNow, point: faultPoint(cfg.Node)}
 	d.log = newLogger(a, cfg.Log).With("node", cfg.Node.Name)
 	for _, w := range cfg.Warnings() {
 		d.log.Warn("questionable configuration", "problem", w)

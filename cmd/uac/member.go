@@ -97,6 +97,7 @@ func newMember(ctx context.Context, d daemonDeps, store *pki.Store, classes ...w
 	n.member, err = coord.New(cc, coord.Deps{
 		Log:     d.log,
 		Version: d.build.Version,
+		Point:   points[coord.Point](d),
 		Raft:    &coord.TLSFiles{Cert: files.CertFile, Key: files.KeyFile, CA: files.CAFile, ServerName: files.ServerName},
 		Pulses:  links.Class(wire.ClassPulse),
 		DialPulse: func(ctx context.Context, p coord.Peer) (net.Conn, error) {

@@ -233,6 +233,7 @@ func (d *desk) claim(id string, r *openRequest) {
 	if r.claimMod != 0 && (r.claim.Node != d.c.cfg.Name || r.claim.Epoch != d.s.Epoch()) {
 		conds = append(conds, coord.SessionIsNot(r.claim.Node, r.claim.Epoch))
 	}
+	d.c.deps.Point(pointClaiming)
 	d.s.Submit(coord.Tx{
 		If:   conds,
 		Then: []coord.Write{coord.Put(key, encode(claimRecord{Node: d.c.cfg.Name, Epoch: d.s.Epoch(), Generation: uint64(generation)}))},
@@ -240,6 +241,7 @@ func (d *desk) claim(id string, r *openRequest) {
 		if err != nil {
 			return
 		}
+		d.c.deps.Point(pointClaimed)
 		d.mail.post(func() { d.claimed(id, res) })
 	})
 }

@@ -65,6 +65,9 @@ type Deps struct {
 	// End ends the process. It returns at once unless the ending is abrupt.
 	End func(Ending)
 	Log *slog.Logger
+	// Point, if set, is called at every named point (see Points). Tests kill the
+	// process there.
+	Point func(Point)
 }
 
 // Controller accepts requests, owns some of them and drives their steps on
@@ -98,6 +101,9 @@ var _ api.Backend = (*Controller)(nil)
 func New(cfg Config, deps Deps) *Controller {
 	if deps.Mount == nil {
 		deps.Mount = mount.New(mount.Config{}, mount.Deps{Log: deps.Log})
+	}
+	if deps.Point == nil {
+		deps.Point = func(Point) {}
 	}
 	return &Controller{
 		cfg: cfg, deps: deps, log: deps.Log, member: deps.Member,

@@ -137,7 +137,9 @@ func (d *desk) accept(adm admission, answer func(coord.Result, error)) {
 	tx.Then = append(tx.Then, coord.Put(claimKey(id), encode(claimRecord{
 		Node: d.c.cfg.Name, Epoch: d.s.Epoch(), Generation: fence.Generation,
 	})))
+	d.c.deps.Point(pointAccepting)
 	d.s.Submit(tx, func(res coord.Result, err error) {
+		d.c.deps.Point(pointAccepted)
 		if err == nil && res.Won {
 			d.mail.post(func() {
 				state := state.Accepted(res.Revision)
@@ -250,7 +252,9 @@ func (d *desk) afterGrant(o *owned, f func()) bool {
 // they are durable.
 func (d *desk) store(o *owned, writes []coord.Write) {
 	o.writes++
+	d.c.deps.Point(pointStoring)
 	d.s.Submit(coord.Tx{Then: writes}, func(_ coord.Result, err error) {
+		d.c.deps.Point(pointStored)
 		d.mail.post(func() { d.stored(o, err) })
 	})
 }

@@ -218,9 +218,12 @@ func (s *linkServer) Connect(stream grpc.BidiStreamingServer[wire.AgentMessage, 
 	for n := uint64(1); ; {
 		select {
 		case m := <-l.out:
+			before, after := pointsOf(m)
+			s.c.deps.Point(before)
 			if err := stream.Send(m); err != nil {
 				return err
 			}
+			s.c.deps.Point(after)
 		case <-tick.C:
 			if err := stream.Send(&wire.ControllerMessage{Body: &wire.ControllerMessage_Ping{Ping: &wire.Ping{Number: n, Trusted: s.c.trusted(), Heard: l.heard.Load()}}}); err != nil {
 				return err
