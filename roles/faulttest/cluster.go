@@ -49,9 +49,18 @@ type Cluster struct {
 	dir    string
 	run    runner
 	ledger *Ledger
+	// has is what faults may count on here.
+	has Need
+	// disks are nodes whose data is on a small file system of its own.
+	disks []string
+	// stopped is the context of what is done when a test has ended.
+	stopped context.Context
 	*recorder
 
 	clients map[string]*client // of all nodes but agents
+
+	mu       sync.Mutex // guards timeline
+	timeline []string
 
 	freezer sync.Mutex     // guards frozen
 	frozen  map[string]int // process by node
@@ -61,7 +70,8 @@ type Cluster struct {
 func attach(t testing.TB, dir string, run runner, token, cacert string, dial dialer) *Cluster {
 	t.Helper()
 	c := &Cluster{
-		t: t, dir: dir, run: run, ledger: newLedger(t, dir),
+		t: t, dir: dir, run: run, ledger: newLedger(t, dir), has: has(),
+		stopped: context.WithoutCancel(t.Context()),
 		clients: map[string]*client{}, frozen: map[string]int{},
 	}
 	for _, n := range run.nodes() {
@@ -79,24 +89,6 @@ func attach(t testing.TB, dir string, run runner, token, cacert string, dial dia
 	})
 	c.recorder = newRecorder(c)
 	return c
-}
-
-// report logs what helps to understand a failure.
-func (c *Cluster) report() {
-	c.t.Logf("the cluster is kept in %s; processes that ended by themselves:\n%s", c.dir, c.run.ends())
-	for _, n := range c.run.nodes() {
-		text, err := os.ReadFile(n.Log)
-		if err != nil {
-			continue
-		}
-		var lines []string
-		for line := range strings.SplitSeq(strings.TrimSpace(string(text)), "\n") {
-			if !strings.Contains(line, `"component":"etcd"`) {
-				lines = append(lines, line)
-			}
-		}
-		c.t.Logf("%s:\n%s", n.Log, strings.Join(lines[max(0, len(lines)-12):], "\n"))
-	}
 }
 
 func (c *Cluster) node(name string) node {

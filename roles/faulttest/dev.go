@@ -16,10 +16,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
-)
 
-// binary is the program under test; TestMain sets it before any test runs.
-var binary string
+	"uac/codestation/durable"
+)
 
 // children starts processes that die with this one. The kernel ends them with
 // the thread that forked them, so one thread forks them all and never ends.
@@ -67,9 +66,10 @@ func (l *lockedBuffer) String() string {
 // devRunner runs a cluster with uac dev. Not with --detach: a cluster in the
 // foreground dies with the tests, whatever ends them.
 type devRunner struct {
-	dir string
-	cmd *exec.Cmd
-	err *lockedBuffer
+	program string
+	dir     string
+	cmd     *exec.Cmd
+	err     *lockedBuffer
 }
 
 // dir makes the directory of a cluster. It is short, and kept if the test fails.
@@ -92,9 +92,15 @@ func clusterDir(t testing.TB) string {
 func startDev(t testing.TB, args ...string) *Cluster {
 	t.Helper()
 	dir := clusterDir(t)
-	r := &devRunner{dir: filepath.Join(dir, "cluster"), err: &lockedBuffer{}}
-	r.cmd = exec.CommandContext(context.Background(), binary, append([]string{"dev", "--dir", r.dir, "-o", "json"}, args...)...) //nolint:usetesting // a clean-up ends it, in order
+	r := &devRunner{program: program(t), dir: filepath.Join(dir, "cluster"), err: &lockedBuffer{}}
+	faults := filepath.Join(dir, "faults")
+	if err := durable.MkdirAll(faults, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	args = append(args, "--set", "agent.kill_grace=500ms")
+	r.cmd = exec.CommandContext(context.Background(), r.program, append([]string{"dev", "--dir", r.dir, "-o", "json"}, args...)...) //nolint:usetesting // a clean-up ends it, in order
 	r.cmd.Stderr = r.err
+	r.cmd.Env = append(os.Environ(), "UACFAULT_DIR="+faults)
 	out, err := r.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -145,7 +151,7 @@ func (r *devRunner) nodes() []node {
 }
 
 func (r *devRunner) start(name string) error {
-	out, err := exec.CommandContext(context.Background(), binary, "dev", "start", name, "--dir", r.dir).CombinedOutput()
+	out, err := exec.CommandContext(context.Background(), r.program, "dev", "start", name, "--dir", r.dir).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}

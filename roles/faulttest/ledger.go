@@ -29,7 +29,9 @@ type Entry struct {
 	Step    string
 	Attempt int
 	PID     int
-	Code    int // of an end
+	Agent   string  // who ran it
+	At      float64 // seconds since the machine was started
+	Code    int     // of an end
 }
 
 // attempt names what an entry is about.
@@ -44,7 +46,9 @@ func (e Entry) attempt() string { return fmt.Sprintf("%s/%s/%d", e.Request, e.St
 // be written whatever is cut.
 const stepScript = `#!/bin/sh
 dir=$UAC_PARAM_dir
-me="$UAC_REQUEST $UAC_STEP $UAC_ATTEMPT $$"
+agent=${PWD%/data/agent/attempts/*}
+read -r now _ </proc/uptime
+me="$UAC_REQUEST $UAC_STEP $UAC_ATTEMPT $$ ${agent##*/} $now"
 exec 8>"$dir/locks/$UAC_REQUEST.$UAC_STEP"
 flock -n 8 || { echo "overlap $me 0" >>"$dir/ledger"; exit 99; }
 echo "start $me 0" >>"$dir/ledger"
@@ -52,6 +56,8 @@ sleep "$1"
 code=0
 if [ "$UAC_ATTEMPT" -eq 1 ]; then code=${2:-0}; fi
 echo "out $UAC_STEP"
+read -r now _ </proc/uptime
+me="${me% *} $now"
 echo "end $me $code" >>"$dir/ledger"
 exit "$code"
 `
@@ -96,7 +102,8 @@ func parseLedger(r io.Reader) ([]Entry, error) {
 	var out []Entry
 	for in, n := bufio.NewScanner(r), 1; in.Scan(); n++ {
 		var e Entry
-		if _, err := fmt.Sscanf(in.Text(), "%s %s %s %d %d %d", &e.Kind, &e.Request, &e.Step, &e.Attempt, &e.PID, &e.Code); err != nil {
+		if _, err := fmt.Sscanf(in.Text(), "%s %s %s %d %d %s %g %d",
+			&e.Kind, &e.Request, &e.Step, &e.Attempt, &e.PID, &e.Agent, &e.At, &e.Code); err != nil {
 			return nil, fmt.Errorf("ledger line %d %q: %w", n, in.Text(), err)
 		}
 		switch e.Kind {

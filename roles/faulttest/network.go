@@ -42,36 +42,55 @@ type networkRunner struct {
 	dir string
 	hub string // name of the namespace with the bridge
 
+	program string
+	disks   []string // mount points
+
 	mu    sync.Mutex // guards the fields below
 	all   []node
 	said  strings.Builder
 	hosts map[string]string // address by node
 }
 
+// networkOptions change what startNetwork starts.
+type networkOptions struct {
+	// set are settings of all nodes below cluster, as in a file: "name: value".
+	set []string
+	// late are nodes that are left to the test to start.
+	late []string
+	// disks are nodes whose data is on a small file system of its own, if such a
+	// thing can be made here.
+	disks []string
+}
+
 // needNetwork skips the test, loudly, where namespaces cannot be made.
 func needNetwork(t testing.TB) {
 	t.Helper()
-	skip := func(why string) {
+	if why := noNetwork(t); why != "" {
 		fmt.Fprintf(os.Stderr, "SKIPPED: %s: %s\n", t.Name(), why)
 		t.Skip(why)
 	}
+}
+
+// noNetwork says why clusters cannot have namespaces and disks here, "" if they can.
+func noNetwork(t testing.TB) string {
 	if os.Geteuid() != 0 {
-		skip("network namespaces need root")
+		return "network namespaces need root"
 	}
-	for _, tool := range []string{"ip", "nft"} {
+	for _, tool := range []string{"ip", "tc", "ss", "nft", "mkfs.ext4", "mount", "umount"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			skip("the program " + tool + " is missing (packages iproute2 and nftables)")
+			return "the program " + tool + " is missing (packages iproute2, nftables, e2fsprogs and mount)"
 		}
 	}
 	sweepNamespaces(t)
 	probe := namespace("probe")
 	if err := run("", "ip", "netns", "add", probe); err != nil {
-		skip("network namespaces cannot be made here: " + err.Error())
+		return "network namespaces cannot be made here: " + err.Error()
 	}
 	defer func() { _ = run("", "ip", "netns", "del", probe) }()
 	if err := inside(probe, "table bridge t {\n}\n", "nft", "-f", "-"); err != nil {
-		skip("bridges cannot be filtered here: " + err.Error())
+		return "bridges cannot be filtered here: " + err.Error()
 	}
+	return ""
 }
 
 func namespace(name string) string { return fmt.Sprintf("%s%d-%s", prefix, os.Getpid(), name) }
@@ -114,11 +133,11 @@ func inside(ns, input, program string, args ...string) error {
 
 // startNetwork starts two controllers, a watch and two agents, each in its own
 // namespace, and waits until the cluster serves.
-func startNetwork(t testing.TB, set ...string) (*Cluster, *networkRunner) {
+func startNetwork(t testing.TB, opts networkOptions) (*Cluster, *networkRunner) {
 	t.Helper()
 	needNetwork(t)
 	dir := clusterDir(t)
-	r := &networkRunner{dir: dir, hub: namespace("hub"), hosts: map[string]string{}}
+	r := &networkRunner{dir: dir, hub: namespace("hub"), program: program(t), hosts: map[string]string{}}
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -129,6 +148,9 @@ func startNetwork(t testing.TB, set ...string) (*Cluster, *networkRunner) {
 	roles := map[byte]string{'c': "controller", 'w': "watch", 'a': "agent"}
 	t.Cleanup(func() {
 		r.stop()
+		for _, dir := range r.disks {
+			_ = run("", "umount", "-l", dir) // steps that still run there end soon
+		}
 		for _, name := range append(slices.Clone(names), "hub") {
 			_ = run("", "ip", "netns", "del", namespace(name)) // some may not exist
 		}
@@ -138,7 +160,7 @@ func startNetwork(t testing.TB, set ...string) (*Cluster, *networkRunner) {
 	must(run("", "ip", "-n", r.hub, "link", "set", "br0", "up"))
 	must(run("", "ip", "-n", r.hub, "addr", "add", hubAddress+"/24", "dev", "br0"))
 	pki := filepath.Join(dir, "pki")
-	must(run("", binary, "pki", "init", "--cluster", "net", "--dir", pki))
+	must(run("", program(t), "pki", "init", "--cluster", "net", "--dir", pki))
 	for i, name := range names {
 		ns, addr := namespace(name), networkPrefix+strconv.Itoa(i+1)
 		r.hosts[name] = addr
@@ -156,19 +178,32 @@ func startNetwork(t testing.TB, set ...string) (*Cluster, *networkRunner) {
 			args = append(args, "--host", addr)
 		}
 		must(durable.MkdirAll(n.DataDir, 0o700))
-		must(run("", binary, append(args, filepath.Join(n.DataDir, "pki"))...))
+		if slices.Contains(opts.disks, name) {
+			must(mountDisk(n.DataDir))
+			r.disks = append(r.disks, n.DataDir)
+		}
+		must(run("", program(t), append(args, filepath.Join(n.DataDir, "pki"))...))
 		r.all = append(r.all, n)
 	}
 	for _, n := range r.all {
-		must(durable.WriteFile(filepath.Join(dir, n.Name, "uac.yaml"), []byte(r.config(n, set)), 0o644))
+		must(durable.WriteFile(filepath.Join(dir, n.Name, "uac.yaml"), []byte(r.config(n, opts.set)), 0o644))
 	}
+	must(durable.MkdirAll(filepath.Join(dir, "faults"), 0o700))
 	for _, n := range r.all {
-		must(r.start(n.Name))
+		if !slices.Contains(opts.late, n.Name) {
+			must(r.start(n.Name))
+		}
 	}
 	token, err := os.ReadFile(filepath.Join(pki, "admin.token"))
 	must(err)
 	c := attach(t, dir, r, strings.TrimSpace(string(token)), filepath.Join(pki, "ca", "root.crt"), r.dial)
-	c.healthy()
+	c.has |= NeedNetwork
+	if c.disks = opts.disks; len(c.disks) > 0 {
+		c.has |= NeedMount
+	}
+	if len(opts.late) == 0 {
+		c.healthy()
+	}
 	return c, r
 }
 
@@ -178,7 +213,7 @@ func (r *networkRunner) config(n node, set []string) string {
 	fmt.Fprintf(&b, "node: {role: %s, name: %s, data_dir: %q}\n", n.Role, n.Name, n.DataDir)
 	fmt.Fprintf(&b, "cluster: {name: net%s}\n", strings.Join(append([]string{""}, set...), ", "))
 	if n.Role == "agent" {
-		fmt.Fprintf(&b, "agent: {servers: [%s, %s], labels: {tier: web}}\n", r.hosts["c1"], r.hosts["c2"])
+		fmt.Fprintf(&b, "agent: {servers: [%s, %s], labels: {tier: web}, kill_grace: 500ms}\n", r.hosts["c1"], r.hosts["c2"])
 		return b.String()
 	}
 	addr := r.hosts[n.Name]
@@ -271,8 +306,9 @@ func (r *networkRunner) start(name string) error {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	cmd := exec.CommandContext(context.Background(), "ip", "netns", "exec", namespace(name), binary, "--config", filepath.Join(r.dir, name, "uac.yaml"))
+	cmd := exec.CommandContext(context.Background(), "ip", "netns", "exec", namespace(name), r.program, "--config", filepath.Join(r.dir, name, "uac.yaml"))
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = append(os.Environ(), "UACFAULT_DIR="+filepath.Join(r.dir, "faults"))
 	if err := spawn(cmd); err != nil { // ip replaces itself by the program
 		return err
 	}

@@ -19,7 +19,7 @@ func cutOff(one string, others ...string) (all []direction) {
 // under load, and heals it again.
 func TestNetworkCuts(t *testing.T) {
 	t.Parallel()
-	c, network := startNetwork(t)
+	c, network := startNetwork(t, networkOptions{})
 	c.apply(chain("0.2"))
 	const (
 		moves = iota // another controller becomes Active

@@ -6,60 +6,45 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
-	"time"
 )
 
-// History is all that was recorded of one run.
-type History struct {
-	// Accepted are the requests that were acknowledged to a client.
-	Accepted []string
-	// Processes are the definitions by name.
-	Processes map[string]Process
-	// Views are what controllers showed, in the order of each controller.
-	Views []View
-	// Acting are the moments in which a node said that it was Active.
-	Acting []Acting
-	Ledger []Entry
-	// Final is every request of the cluster after it had been healthy for a while.
-	Final map[string]Request
-}
-
-// View is one request as one controller showed it.
-type View struct {
-	// Source is the controller that answered: what one of them shows never goes
-	// back, even if it starts again, while two of them may show the same change one
-	// after the other.
-	Source  string
-	Request Request
-}
-
-// Acting is an answer of a node that it is Active: at some moment between the
-// two times of one clock.
-type Acting struct {
-	Node         string
-	Term         int64
-	Began, Ended time.Duration
-}
-
-// Promise is one thing that the product promises, as a check of a history.
+// Promise is one of those of docs/GUARANTEES.md, as checks of a history.
 type Promise struct {
-	Text  string
-	Check func(History) []string // what broke it
+	Number int
+	Name   string
+	Text   string
+	Checks []func(History) []string // each tells what broke the promise
 }
 
-// Promises are those of docs/GUARANTEES.md that a history of requests can show.
-// Triggers, artifacts and notifications have tests of their own.
+// Promises are those that a history of requests can show. Triggers, artifacts,
+// notifications and access have tests of their own.
 func Promises() []Promise {
 	return []Promise{
-		{"accepted is kept: an acknowledged request reaches a final status or rests in doubt once the cluster is healthy", acceptedIsKept},
-		{"one owner: at no time do two controllers own a request, or act as Active, and epochs only grow", oneOwner},
-		{"no overlap, no second start: attempts of one step never run at the same time, and each starts at most once", noOverlap},
-		{"a new attempt follows only a known end of the one before, unless the step is repeatable", knownEnds},
-		{"steps keep their order: none starts before what it needs has ended", keepsOrder},
-		{"truthful ending: a reported exit is what the process did", truthfulEnding},
-		{"a final status never changes", finalIsFinal},
-		{"fenced: no write of an old term or session is applied after a newer one's first", neverGoesBack},
+		{
+			1, "Accepted is kept",
+			"A request that was acknowledged to a client reaches a final status, or rests *in doubt* for an operator, once the cluster has been healthy for a while.",
+			[]func(History) []string{acceptedIsKept, acceptedOnce},
+		},
+		{
+			2, "One owner",
+			"At no time do two controllers own a request, and epochs only grow.",
+			[]func(History) []string{oneOwner, oneActive},
+		},
+		{
+			3, "No overlap, no second start",
+			"Two attempts of one step never run at the same time, and an attempt starts at most once. A new attempt follows only a known end of the one before, or an unknown end if the step says `repeatable: true` or an operator says so.",
+			[]func(History) []string{noOverlap, knownEnds, keepsOrder},
+		},
+		{
+			4, "Truthful ending",
+			"A reported exit is what the process did. What is unknown is reported as unknown. A final status never changes.",
+			[]func(History) []string{truthfulEnding, finalIsFinal},
+		},
+		{
+			5, "Fenced",
+			"No write of an old term or session is applied after the first write of a newer one.",
+			[]func(History) []string{neverGoesBack},
+		},
 	}
 }
 
@@ -67,15 +52,17 @@ func Promises() []Promise {
 func (h History) Validate() error {
 	var errs []error
 	for _, p := range Promises() {
-		for _, what := range p.Check(h) {
-			errs = append(errs, fmt.Errorf("BROKEN PROMISE: %s: %s", p.Text, what))
+		for _, check := range p.Checks {
+			for _, what := range check(h) {
+				errs = append(errs, fmt.Errorf("BROKEN PROMISE %d. %s. %s: %s", p.Number, p.Name, p.Text, what))
+			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
 func acceptedIsKept(h History) (broken []string) {
-	for _, id := range h.Accepted {
+	for _, id := range h.accepted() {
 		switch r, ok := h.Final[id]; {
 		case !ok:
 			broken = append(broken, id+" is gone")
@@ -109,7 +96,12 @@ func oneOwner(h History) (broken []string) {
 		}
 		last[key] = v.Request
 	}
-	// A term belongs to one node, and who has heard of a newer one acts no more.
+	return broken
+}
+
+// oneActive looks at terms: each belongs to one node, and who has heard of a newer
+// one acts no more.
+func oneActive(h History) (broken []string) {
 	nodes := map[int64]string{}
 	for _, a := range h.Acting {
 		if other, known := nodes[a.Term]; known && other != a.Node {
@@ -181,16 +173,6 @@ func knownEnds(h History) (broken []string) {
 	return broken
 }
 
-// step returns the definition of the step that an entry is about.
-func (h History) step(e Entry) StepDef {
-	for _, s := range h.Processes[h.Final[e.Request].Process].Steps {
-		if s.Name == e.Step {
-			return s
-		}
-	}
-	return StepDef{}
-}
-
 func keepsOrder(h History) (broken []string) {
 	ended := map[string]bool{} // by request and step, whatever the attempt
 	for _, e := range h.Ledger {
@@ -209,11 +191,12 @@ func keepsOrder(h History) (broken []string) {
 }
 
 func truthfulEnding(h History) (broken []string) {
-	started, codes := map[string]bool{}, map[string]int{}
+	started, codes, agents := map[string]bool{}, map[string]int{}, map[string]string{}
 	for _, e := range h.Ledger {
 		switch e.Kind {
 		case entryStart:
 			started[e.attempt()] = true
+			agents[e.attempt()] = e.Agent
 		case entryEnd:
 			codes[e.attempt()] = e.Code
 		}
@@ -225,6 +208,9 @@ func truthfulEnding(h History) (broken []string) {
 		for _, st := range h.Final[id].Steps {
 			a := Entry{Request: id, Step: st.Name, Attempt: st.Attempt}.attempt()
 			code, ended := codes[a]
+			if agent, ran := agents[a]; ran && agent != st.Agent {
+				broken = append(broken, fmt.Sprintf("%s is said to have run on %s, but did on %s", a, st.Agent, agent))
+			}
 			switch st.Status {
 			case "succeeded", "failed":
 				switch {
@@ -309,17 +295,4 @@ func progress(status string) int {
 	default: // final
 		return 2
 	}
-}
-
-// where is the state of all steps in words.
-func (r Request) where() string {
-	var parts []string
-	for _, st := range r.Steps {
-		code := ""
-		if st.ExitCode != nil {
-			code = fmt.Sprintf(" exit %d", *st.ExitCode)
-		}
-		parts = append(parts, fmt.Sprintf("%s %s #%d%s", st.Name, st.Status, st.Attempt, code))
-	}
-	return strings.Join(parts, ", ")
 }
