@@ -114,8 +114,8 @@ func dropFault(what string, member, bothWays bool, percent int, chance *rand.Ran
 // without one.
 func (c *Cluster) network() *networkRunner { return c.run.(*networkRunner) }
 
-// slowFault makes all that is sent to a node wait in a queue of up to 300 ms before a
-// line of 50 kB/s.
+// slowFault makes all that is sent to a node wait before a narrow line, in a queue of
+// up to 300 ms.
 func slowFault(chance *rand.Rand) Fault {
 	all := targets()
 	t, n, node := all[chance.IntN(5)], chance.IntN(100), ""
@@ -123,7 +123,11 @@ func slowFault(chance *rand.Rand) Fault {
 		name: "slow line to " + t.name, needs: NeedNetwork,
 		inject: func(c *Cluster) error {
 			node = t.pick(c, n)
-			return inside(c.network().hub, "", "tc", "qdisc", "add", "dev", node, "root", "tbf", "rate", "400kbit", "burst", "5kb", "latency", "300ms")
+			rate, burst := "400kbit", "5kb"
+			if !t.member {
+				rate, burst = "32kbit", "1600" // there is little traffic
+			}
+			return inside(c.network().hub, "", "tc", "qdisc", "add", "dev", node, "root", "tbf", "rate", rate, "burst", burst, "latency", "300ms")
 		},
 		heal: func(c *Cluster) error {
 			stats, err := exec.Command("ip", "netns", "exec", c.network().hub, "tc", "-s", "qdisc", "show", "dev", node).Output()

@@ -103,12 +103,18 @@ func (f *crash) Inject(c *Cluster) error {
 		}
 	}
 	pid := c.node(f.node).PID
-	if by == byStart {
+	switch by {
+	case byStart:
+		c.kill(f.node)
+	case byVacancy:
+		// The other one first, or it would take the term over.
+		f.killed = c.other(f.node)
+		c.kill(f.killed)
 		c.kill(f.node)
 	}
 	c.arm(f.node, f.point, f.visit)
 	switch by {
-	case byStart:
+	case byStart, byVacancy:
 		_ = c.run.start(f.node) // it may die before anybody has looked
 		pid = 0
 	case byLoss:
@@ -121,7 +127,7 @@ func (f *crash) Inject(c *Cluster) error {
 	}
 	wait := met
 	if by != byWork {
-		wait *= 4
+		wait *= 3
 	}
 	for began := time.Now(); !c.hit(f.node); time.Sleep(2 * time.Millisecond) {
 		if time.Since(began) > wait && c.disarm(f.node) {
