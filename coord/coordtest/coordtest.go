@@ -26,6 +26,8 @@ type Options struct {
 	Sessions bool
 	// Change edits a member's configuration before it starts.
 	Change func(*coord.Config)
+	// Point, if set, is called at every named point of a member.
+	Point func(node string, p coord.Point)
 }
 
 // Cluster is a set of members that can be stopped and started one by one.
@@ -122,12 +124,17 @@ func (c *Cluster) Run(name string) *Node {
 	if err != nil {
 		c.t.Fatalf("listen for pulses of %s: %v", name, err)
 	}
+	point := func(coord.Point) {}
+	if c.opts.Point != nil {
+		point = func(p coord.Point) { c.opts.Point(name, p) }
+	}
 	m, err := coord.New(cfg, coord.Deps{
 		Log:       slog.New(slog.NewTextHandler(c.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", name),
 		Pulses:    acceptor{Listener: ln, cluster: c, self: name},
 		DialPulse: func(ctx context.Context, p coord.Peer) (net.Conn, error) { return c.dial(ctx, name, p) },
 		PulsePeer: func(conn net.Conn) (string, error) { return conn.(*pulseConn).peer() },
 		Version:   "test",
+		Point:     point,
 	})
 	if err != nil {
 		_ = ln.Close()

@@ -192,6 +192,9 @@ func (a *Agent) open(ctx context.Context) (unlock func(), err error) {
 	if a.journal, a.ledger, err = openJournal(path, a.cfg.JournalSize, a.metrics, a.deps.Point); err != nil {
 		return nil, err
 	}
+	if a.deps.disk != nil {
+		a.journal.file = a.deps.disk(a.journal.file)
+	}
 	if a.launcher, err = newLauncher(a.cfg.DataDir); err != nil {
 		a.journal.file.Close()
 		return nil, err

@@ -131,6 +131,10 @@ type Deps struct {
 	// Point, if set, is called at every named point of the way of a command (see
 	// Points). Tests kill the process there.
 	Point func(Point)
+
+	// disk, if set, is put between the journal and its file: tests decide when what
+	// is written has reached the disk.
+	disk func(journalFile) journalFile
 }
 
 // Metric names something that an agent counts.

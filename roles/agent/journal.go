@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -55,7 +56,13 @@ type journal struct {
 	waiters []waiter
 	err     error // what ended the journal; nothing is written after it
 
-	file *os.File // of run
+	file journalFile // of run
+}
+
+// journalFile is what a journal does with its file. Tests lose power under it.
+type journalFile interface {
+	io.WriteCloser
+	Sync() error
 }
 
 type waiter struct {

@@ -104,6 +104,8 @@ type worldOptions struct {
 	output               OutputStore
 	firstTokens          []pki.APIToken
 	mount                string // directory of the shared mount, "" for none
+	// point is called at every named point of a member.
+	point func(node string, p coord.Point)
 }
 
 // newWorld starts a cluster. Tests with one spend their time waiting for elections,
@@ -120,7 +122,7 @@ func newWorld(t *testing.T, o worldOptions) *world {
 		t.Fatal(err)
 	}
 	w := &world{t: t, ca: ca, options: o, nodes: map[string]*node{}}
-	w.cluster = coordtest.Start(t, coordtest.Options{Controllers: o.controllers, Watches: o.watches, Change: func(c *coord.Config) {
+	w.cluster = coordtest.Start(t, coordtest.Options{Controllers: o.controllers, Watches: o.watches, Point: o.point, Change: func(c *coord.Config) {
 		if o.quota != 0 {
 			c.QuotaBytes = o.quota
 		}
