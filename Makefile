@@ -35,6 +35,19 @@ test: ## run all tests; installs what they need if it may, else says what it ski
 	@.ci/install-packages
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on -p 1 -timeout 20m $(if $(RUN),-run '$(RUN)') $(PKG)
 
+# One seed is about ten seconds. A failed one says how to repeat it: SEED=N make faults
+SEEDS := 20
+.PHONY: faults
+faults: ## inject SEEDS=20 seeds of random faults, crash at every point, take every rule out
+	@.ci/install-packages
+	UAC_FAULT_CLOCK=1 UAC_FAULT_POINTS=all UAC_FAULT_MUTANTS=$(if $(SEED),,1) SEEDS=$(SEEDS) $(if $(SEED),SEED=$(SEED)) \
+	  $(GO) test -count=1 -timeout 0 -v -run '$(if $(SEED),TestFaults$$,TestFaults$$|TestCrashPoints|TestRules)' ./roles/faulttest
+
+.PHONY: soak
+soak: ## inject seeds of random faults for HOURS=2
+	@.ci/install-packages
+	UAC_FAULT_CLOCK=1 HOURS=$(or $(HOURS),2) $(GO) test -count=1 -timeout 0 -v -run 'TestFaults$$' ./roles/faulttest
+
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint ## check format, vet and lint
 	@test -z "$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go') | tee /dev/stderr)" || { echo 'these files need gofmt' >&2; exit 1; }

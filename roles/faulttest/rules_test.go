@@ -117,6 +117,11 @@ func rules() []rule {
 			file: "roles/controller/reports.go", replacement: replacement{"\t\td.reclaim(o)\n", "\t\t_ = d.reclaim\n"},
 			pkg: "./roles/controller", test: "TestAdopt/the_floor_has_passed", says: "FAIL",
 		},
+		{
+			name: "anybody can acknowledge what is final", without: "the owner dies between its last write and the acknowledgement: nobody owns the request any more, and the agent's journal keeps it for ever",
+			file: "roles/controller/reports.go", replacement: replacement{"\tif !state.Record.Status.Final() {\n\t\treturn // nobody's", "\tif state.Record.Status != \"\" {\n\t\treturn // nobody's"},
+			pkg: "./roles/controller", test: "TestRun$", says: "FAIL",
+		},
 
 		// The engine.
 		{
@@ -156,6 +161,26 @@ func rules() []rule {
 			name: "a running step is not sent again", without: "an owner sends a start for what runs: the agent's journal alone keeps it from running twice",
 			file: "roles/pending.go", replacement: replacement{"case st.Status == StepRunning || s.Record.Held ||", "case s.Record.Held ||"},
 			pkg: "./roles", test: "TestSemantics/what_runs_goes_on", says: "FAIL",
+		},
+		{
+			name: "the same attempt is sent again", without: "a new owner makes attempt 2 while attempt 1, which has no known end, may run",
+			file: "roles/engine.go", replacement: replacement{"\t\t\tst := e.step(i)\n\t\t\tst.Dispatch.Fence = e.Fence\n\t\t\tst.Unreachable = false\n", "\t\t\te.again(i)\n"},
+			pkg: "./roles", test: "TestSemantics/a_new_owner_sends_the_same_attempt", says: "FAIL",
+		},
+		{
+			name: "a cancel waits for the agent's word", without: "the step is called cancelled; the start that was on its way runs it",
+			file: "roles/engine.go", replacement: replacement{"\t\tif st.Status.derived() {\n\t\t\te.become(i, StepCancelled)\n", "\t\tif st.Status.derived() || st.Status.out() {\n\t\t\te.become(i, StepCancelled)\n"},
+			pkg: "./roles", test: "TestSemantics/a_cancel_waits_for_what_has", says: "FAIL",
+		},
+		{
+			name: "a changed journal puts what was sent in doubt", without: "the owner waits for ever for a journal that is gone",
+			file: "roles/engine.go", replacement: replacement{"\t\te.journalChanged(ev)\n", "\t\t_ = e.journalChanged\n"},
+			pkg: "./roles", test: "TestSemantics/a_changed_journal_is_doubt", says: "FAIL",
+		},
+		{
+			name: "reports raise the journal's counter", without: "the counter of the dispatch is older than the snapshot that is restored, which seems not to have gone back",
+			file: "roles/engine.go", replacement: replacement{old: "\t\tst.Dispatch.Journal.Counter = max(st.Dispatch.Journal.Counter, r.Journal.Counter)\n"},
+			pkg: "./roles", test: "TestReportsRaiseTheCounter", says: "FAIL",
 		},
 
 		// The agent.
