@@ -1,6 +1,7 @@
 package faulttest
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -72,7 +73,7 @@ func removeProgram() error {
 
 // build makes a program.
 func build(path string, args ...string) error {
-	cmd := exec.Command("go", append(append([]string{"build", "-trimpath", "-o", path}, args...), "./cmd/uac")...)
+	cmd := exec.CommandContext(context.Background(), "go", append(append([]string{"build", "-trimpath", "-o", path}, args...), "./cmd/uac")...)
 	cmd.Dir = filepath.Join("..", "..")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -120,7 +121,7 @@ func clockOverlay() (string, error) {
 	if err := durable.MkdirAll(dir, 0o700); err != nil {
 		return "", err
 	}
-	goroot, err := exec.Command("go", "env", "GOROOT").Output()
+	goroot, err := exec.CommandContext(context.Background(), "go", "env", "GOROOT").Output()
 	if err != nil {
 		return "", err
 	}

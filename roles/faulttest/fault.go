@@ -1,6 +1,7 @@
 package faulttest
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"uac/codestation/durable"
 )
 
 // Fault is one thing that goes wrong. Inject makes it happen and returns when it is
@@ -37,6 +40,9 @@ const (
 
 // errNotInjected is returned by a fault that did not happen.
 var errNotInjected = errors.New("the fault did not happen")
+
+// errRefused is the reason when a node answers that it does not want to.
+var errRefused = errors.New("refused")
 
 // Kind is a kind of fault. Where it happens is decided when it is made.
 type Kind struct {
@@ -85,16 +91,16 @@ type target struct {
 
 // targets lists everybody that faults may hit.
 func targets() []target {
-	any := func(role string) func(c *Cluster, n int) string {
+	oneOf := func(role string) func(c *Cluster, n int) string {
 		return func(c *Cluster, n int) string { all := c.names(role); return all[n%len(all)] }
 	}
 	return []target{
 		{"the Active", "controller", true, func(c *Cluster, _ int) string { return c.active() }},
 		{"the Passive", "controller", true, func(c *Cluster, _ int) string { return c.other(c.active()) }},
 		{"the raft leader", "watch", true, func(c *Cluster, _ int) string { return c.raftLeader() }},
-		{"the watch", "watch", true, any("watch")},
-		{"an agent", "agent", false, any("agent")},
-		{"a relay", "relay", false, any("relay")},
+		{"the watch", "watch", true, oneOf("watch")},
+		{"an agent", "agent", false, oneOf("agent")},
+		{"a relay", "relay", false, oneOf("relay")},
 	}
 }
 
@@ -166,7 +172,7 @@ func switchover() Kind {
 		return &fault{name: "switchover", inject: func(c *Cluster) error {
 			a, err := c.clients[c.active()].call(c.t.Context(), "POST", "/v1/nodes/switchover", "", nil)
 			if err != nil || a.Status >= 300 {
-				return fmt.Errorf("%w: %v, %v", errNotInjected, a, err)
+				return fmt.Errorf("%w: %v, %w", errNotInjected, a, cmp.Or(err, errRefused))
 			}
 			return nil
 		}}
@@ -237,10 +243,7 @@ func clockKinds() []Kind {
 func (c *Cluster) setClock(node string, by time.Duration) error {
 	said := c.faultFile(node, "clock.seen")
 	_ = os.Remove(said)
-	if err := os.WriteFile(c.faultFile(node, "clock.new"), []byte(strconv.Itoa(int(by/time.Second))), 0o600); err != nil {
-		return err
-	}
-	if err := os.Rename(c.faultFile(node, "clock.new"), c.faultFile(node, "clock")); err != nil {
+	if err := durable.WriteFile(c.faultFile(node, "clock"), []byte(strconv.Itoa(int(by/time.Second))), 0o600); err != nil {
 		return err
 	}
 	for began := time.Now(); time.Since(began) < 2*time.Second; time.Sleep(5 * time.Millisecond) {

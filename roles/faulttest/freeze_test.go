@@ -120,7 +120,7 @@ func TestFrozenRaftLeader(t *testing.T) {
 		for range trials(t) {
 			active, leader := c.place(place.name, place.want)
 			begin := c.mark()
-			stop := c.load("chain", 10)
+			stop := c.load(10)
 			c.started(begin, 10, "")
 			at := c.freeze(leader)
 			c.submit("chain", 1) // waits for the new leader

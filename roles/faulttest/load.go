@@ -152,10 +152,10 @@ func (r *recorder) contend(contents ...string) {
 }
 
 // load keeps n clients busy until the returned function is called: each asks
-// for a run, looks for it at another controller, and waits until it has come to rest,
+// for a run of chain, looks for it at another controller, and waits until it has come to rest,
 // so that a slow machine has less to do and not ever more. Now and then two clients
 // contend. It returns how many runs there were.
-func (r *recorder) load(process string, n int) (stop func() int) {
+func (r *recorder) load(n int) (stop func() int) {
 	ctx, cancel := context.WithCancel(r.c.t.Context())
 	var runs atomic.Int64
 	var wg sync.WaitGroup
@@ -163,7 +163,7 @@ func (r *recorder) load(process string, n int) (stop func() int) {
 		wg.Go(func() {
 			for ctx.Err() == nil {
 				key := r.nextKey()
-				id, err := r.submitWith(process, key)
+				id, err := r.submitWith("chain", key)
 				if err != nil {
 					r.c.t.Error(err)
 					return
@@ -173,9 +173,9 @@ func (r *recorder) load(process string, n int) (stop func() int) {
 				}
 				switch runs.Add(1) % 8 {
 				case 0:
-					r.contend(process, process)
+					r.contend("chain", "chain")
 				case 4:
-					r.contend(process, r.rival(process))
+					r.contend("chain", r.rival("chain"))
 				}
 				for ctx.Err() == nil && !r.seenAtRest(id) {
 					time.Sleep(watchEvery / 3)

@@ -131,6 +131,15 @@ func inside(ns, input, program string, args ...string) error {
 	return run(input, "ip", append([]string{"netns", "exec", ns, program}, args...)...)
 }
 
+// outputInside is inside for programs that tell something.
+func outputInside(ns, program string, args ...string) (string, error) {
+	out, err := exec.CommandContext(context.Background(), "ip", append([]string{"netns", "exec", ns, program}, args...)...).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
 // startNetwork starts two controllers, a watch and two agents, each in its own
 // namespace, and waits until the cluster serves.
 func startNetwork(t testing.TB, opts networkOptions) (*Cluster, *networkRunner) {

@@ -3,7 +3,6 @@ package faulttest
 import (
 	"fmt"
 	"math/rand/v2"
-	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
@@ -130,14 +129,14 @@ func slowFault(chance *rand.Rand) Fault {
 			return inside(c.network().hub, "", "tc", "qdisc", "add", "dev", node, "root", "tbf", "rate", rate, "burst", burst, "latency", "300ms")
 		},
 		heal: func(c *Cluster) error {
-			stats, err := exec.Command("ip", "netns", "exec", c.network().hub, "tc", "-s", "qdisc", "show", "dev", node).Output()
+			stats, err := outputInside(c.network().hub, "tc", "-s", "qdisc", "show", "dev", node)
 			if err != nil {
 				return err
 			}
 			if err := inside(c.network().hub, "", "tc", "qdisc", "del", "dev", node, "root"); err != nil {
 				return err
 			}
-			if m := regexp.MustCompile(`overlimits (\d+)`).FindSubmatch(stats); m == nil || string(m[1]) == "0" {
+			if m := regexp.MustCompile(`overlimits (\d+)`).FindStringSubmatch(stats); m == nil || m[1] == "0" {
 				return fmt.Errorf("%w: nothing had to wait: %s", errNotInjected, stats)
 			}
 			return nil
@@ -158,12 +157,12 @@ func resetFault(chance *rand.Rand) Fault {
 		name: fmt.Sprintf("reset %s of %s", conn.name, t.name), needs: NeedNetwork,
 		inject: func(c *Cluster) error {
 			port := fmt.Sprintf(":%d", conn.port)
-			out, err := exec.Command("ip", "netns", "exec", namespace(t.pick(c, n)), "ss", "--kill", "--no-header", "--tcp", "state", "established",
-				"(", "sport", "=", port, "or", "dport", "=", port, ")").CombinedOutput()
+			out, err := outputInside(namespace(t.pick(c, n)), "ss", "--kill", "--no-header", "--tcp", "state", "established",
+				"(", "sport", "=", port, "or", "dport", "=", port, ")")
 			if err != nil {
-				return fmt.Errorf("ss: %w: %s", err, out)
+				return err
 			}
-			if len(strings.TrimSpace(string(out))) == 0 {
+			if out == "" {
 				return fmt.Errorf("%w: there is no such connection", errNotInjected)
 			}
 			return nil
@@ -204,12 +203,12 @@ var droppedPackets = regexp.MustCompile(`counter packets (\d+)`)
 func (r *networkRunner) undrop(table string) error {
 	dropped := 0
 	for began := time.Now(); dropped == 0 && time.Since(began) < time.Second; time.Sleep(10 * time.Millisecond) {
-		out, err := exec.Command("ip", "netns", "exec", r.hub, "nft", "list", "table", "bridge", table).CombinedOutput()
+		out, err := outputInside(r.hub, "nft", "list", "table", "bridge", table)
 		if err != nil {
-			return fmt.Errorf("nft list: %w: %s", err, out)
+			return err
 		}
-		for _, m := range droppedPackets.FindAllSubmatch(out, -1) {
-			n, _ := strconv.Atoi(string(m[1]))
+		for _, m := range droppedPackets.FindAllStringSubmatch(out, -1) {
+			n, _ := strconv.Atoi(m[1])
 			dropped += n
 		}
 	}

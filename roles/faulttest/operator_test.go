@@ -11,7 +11,7 @@ func TestSwitchover(t *testing.T) {
 	c := startDev(t)
 	c.apply(chain("0"))
 	c.healthy()
-	stop := c.load("chain", 4)
+	stop := c.load(4)
 	active := c.active()
 	var slowest time.Duration
 	for i := range 50 {

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"uac/codestation/durable"
 )
 
 // stimulus is what makes a node come to a point, beside the work that goes on
@@ -157,11 +159,9 @@ func (f *crash) Heal(c *Cluster) error {
 func (c *Cluster) arm(node, point string, n int) {
 	c.t.Helper()
 	_ = os.Remove(c.faultFile(node, "hit"))
-	temp := c.faultFile(node, "new")
-	if err := os.WriteFile(temp, fmt.Appendf(nil, "%s %d %d", point, n, time.Now().UnixNano()), 0o600); err != nil {
-		c.t.Fatal(err)
-	}
-	if err := os.Rename(temp, c.faultFile(node, "armed")); err != nil {
+	// The last word makes each order another one.
+	text := fmt.Appendf(nil, "%s %d %d", point, n, time.Now().UnixNano())
+	if err := durable.WriteFile(c.faultFile(node, "armed"), text, 0o600); err != nil {
 		c.t.Fatal(err)
 	}
 }

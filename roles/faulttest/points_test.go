@@ -70,7 +70,7 @@ func (c *Cluster) crashAt(t target, point string) error {
 	c.healthy()
 	begin := c.mark()
 	f := &crash{what: "crash " + t.name, visit: 1, node: t.pick(c, 0), point: point}
-	stop := c.load("chain", 3)
+	stop := c.load(3)
 	missed := f.Inject(c)
 	c.note("%s: %v", f.Name(), cmp.Or(missed, errors.New("done")))
 	if err := f.Heal(c); err != nil {
@@ -129,7 +129,7 @@ func TestRollingRestart(t *testing.T) {
 	c := startDev(t)
 	c.apply(chain("0.1"))
 	c.healthy()
-	stop := c.load("chain", 4)
+	stop := c.load(4)
 	for _, n := range c.run.nodes() {
 		begin := c.mark()
 		if err := c.terminate(n.Name); err != nil {

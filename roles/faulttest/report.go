@@ -30,7 +30,7 @@ func (c *Cluster) report() {
 		return
 	}
 	keep := func(name string, text []byte) {
-		if err := os.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
+		if err := durable.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
 			c.t.Log(err)
 		}
 	}

@@ -99,7 +99,7 @@ func (c *Cluster) runSeed(t *testing.T, seed uint64, sum *tally) {
 	c.healthy()
 	before := c.history()
 	begin := c.mark()
-	stop := c.load("chain", 6)
+	stop := c.load(6)
 	c.started(begin, 3, "") // work flows before anything goes wrong
 	for _, round := range plan(rand.New(rand.NewPCG(seed, 0)), c.Kinds()) {
 		r.play(round)

@@ -46,11 +46,7 @@ func seeds(t testing.TB) func(yield func(uint64) bool) {
 // promises hold. A seed repeats the order of faults, not what the machine makes of it.
 func TestFaults(t *testing.T) {
 	sum := &tally{began: time.Now(), injected: map[string]int{}, missed: map[string]int{}}
-	defer func() {
-		if sum.seeds > 0 {
-			fmt.Printf("\n%s\n", sum)
-		}
-	}()
+	defer func() { t.Logf("\n%s", sum) }()
 	var batch []uint64
 	play := func() {
 		for len(batch) > 0 {
