@@ -114,6 +114,7 @@ func TestIntentIsOnDiskBeforeTheStart(t *testing.T) {
 			forking <- struct{}{}
 		}
 	})
+	s.l.sync()
 	goOn := d.hang()
 	defer goOn()
 	s.l.start(startOf(k1, 5, s.note("ran")))
@@ -151,6 +152,7 @@ func TestEndIsOnDiskBeforeItIsReported(t *testing.T) {
 
 func TestFenceIsOnDiskBeforeTheAnswer(t *testing.T) {
 	s, d := newHangingStage(t, nil)
+	s.l.sync()
 	goOn := d.hang()
 	defer goOn()
 	s.l.send(&wire.ControllerMessage{Body: &wire.ControllerMessage_Adopt{Adopt: &wire.Adopt{Request: "R", Fence: rev(5)}}})

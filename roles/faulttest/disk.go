@@ -33,11 +33,11 @@ func mountDisk(dir string) error {
 
 // diskKinds are the faults of disks.
 func diskKinds() []Kind {
-	return []Kind{{Name: "disk full", Needs: NeedMount, Takes: true, Holds: []time.Duration{silence, 3 * silence}, Make: func(chance *rand.Rand) Fault {
+	return []Kind{{Name: "disk full", Needs: NeedDisk, Takes: true, Holds: []time.Duration{silence, 3 * silence}, Make: func(chance *rand.Rand) Fault {
 		n, node := chance.IntN(100), ""
 		var full string
 		return &fault{
-			name: "full disk", needs: NeedMount,
+			name: "full disk", needs: NeedDisk,
 			inject: func(c *Cluster) error {
 				node = c.disks[n%len(c.disks)]
 				full = filepath.Join(c.node(node).DataDir, "filler")

@@ -25,7 +25,7 @@
 //	UAC_FAULT_POINTS=all crash at every point, not at a third of them
 //	UAC_FAULT_CLOCK=1    build a program whose wall clock can be set, and set it
 //	UAC_FAULT_MUTANTS=1  take out one rule after the other, and see it noticed
-//	UAC_FAULT_RULE=TEXT  only the rules whose name contains TEXT
+//	UAC_FAULT_RULE=TEXT  only the rules whose package and name contain TEXT
 //	UAC_FAULT_CUT=TEXT   only the network cuts whose name contains TEXT
 //	UAC_FAULT_CHECK=F    check a history again that was kept
 //	UAC_FAULT_BINARY=F   test this binary, built with -tags uacfault

@@ -208,7 +208,7 @@ func startNetwork(t testing.TB, opts networkOptions) (*Cluster, *networkRunner) 
 	c := attach(t, dir, r, strings.TrimSpace(string(token)), filepath.Join(pki, "ca", "root.crt"), r.dial)
 	c.has |= NeedNetwork
 	if c.disks = opts.disks; len(c.disks) > 0 {
-		c.has |= NeedMount
+		c.has |= NeedDisk
 	}
 	if len(opts.late) == 0 {
 		c.healthy()

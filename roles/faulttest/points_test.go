@@ -145,3 +145,27 @@ func TestRollingRestart(t *testing.T) {
 	}
 	c.settled().succeeded(t)
 }
+
+// TestFaultsThatDoNothing: a fault of which nothing is seen does not count.
+func TestFaultsThatDoNothing(t *testing.T) {
+	t.Parallel()
+	c, network := startNetwork(t, networkOptions{})
+	table := ""
+	for _, f := range []Fault{
+		&fault{
+			name:   "cut between nodes that have nothing to say to each other",
+			inject: func(*Cluster) (err error) { table, err = network.drop(both("a1", "a2"), 0, 100); return err },
+			heal:   func(*Cluster) error { return network.undrop(table) },
+		},
+		killWrappers().Make(nil), // no step runs
+		&crash{what: "a point that nobody comes to", node: "a1", point: "nowhere", visit: 1},
+	} {
+		err := f.Inject(c)
+		if err == nil {
+			err = f.Heal(c)
+		}
+		if !errors.Is(err, errNotInjected) {
+			t.Errorf("%s: %v, want %v", f.Name(), err, errNotInjected)
+		}
+	}
+}
