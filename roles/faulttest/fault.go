@@ -34,7 +34,7 @@ type Need int
 // What clusters may have.
 const (
 	NeedNetwork Need = 1 << iota // every node in a network namespace of its own
-	NeedDisk                    // a node with its data on a file system of its own
+	NeedDisk                     // a node with its data on a file system of its own
 	NeedClock                    // wall clocks that can be set
 )
 
