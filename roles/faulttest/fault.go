@@ -35,6 +35,7 @@ type Need int
 const (
 	NeedNetwork Need = 1 << iota // every node in a network namespace of its own
 	NeedDisk                     // a node with its data on a file system of its own
+	NeedMount                    // a shared mount on a file system of its own
 	NeedClock                    // wall clocks that can be set
 )
 
@@ -121,7 +122,7 @@ func (c *Cluster) Kinds() []Kind {
 		}
 	}
 	all = append(all, switchover(), killWrappers())
-	for _, more := range [][]Kind{networkKinds(), diskKinds(), clockKinds()} {
+	for _, more := range [][]Kind{networkKinds(), diskKinds(), shareKinds(), clockKinds()} {
 		for _, k := range more {
 			if k.Needs&^c.has == 0 {
 				all = append(all, k)

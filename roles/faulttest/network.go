@@ -60,6 +60,8 @@ type networkOptions struct {
 	// disks are nodes whose data is on a small file system of its own, if such a
 	// thing can be made here.
 	disks []string
+	// share gives the controllers a shared mount.
+	share bool
 }
 
 // needNetwork skips the test, loudly, where namespaces cannot be made.
@@ -76,9 +78,9 @@ func noNetwork(t testing.TB) string {
 	if os.Geteuid() != 0 {
 		return "network namespaces need root"
 	}
-	for _, tool := range []string{"ip", "tc", "ss", "nft", "mkfs.ext4", "mount", "umount"} {
+	for _, tool := range []string{"ip", "tc", "ss", "nft", "mkfs.ext4", "mount", "umount", "fsfreeze"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			return "the program " + tool + " is missing (packages iproute2, nftables, e2fsprogs and mount)"
+			return "the program " + tool + " is missing (packages iproute2, nftables, e2fsprogs, mount and util-linux)"
 		}
 	}
 	sweepNamespaces(t)
@@ -158,7 +160,8 @@ func startNetwork(t testing.TB, opts networkOptions) (*Cluster, *networkRunner) 
 	t.Cleanup(func() {
 		r.stop()
 		for _, dir := range r.disks {
-			_ = run("", "umount", "-l", dir) // steps that still run there end soon
+			_ = run("", "fsfreeze", "--unfreeze", dir) // if a test ended in between
+			_ = run("", "umount", "-l", dir)           // steps that still run there end soon
 		}
 		for _, name := range append(slices.Clone(names), "hub") {
 			_ = run("", "ip", "netns", "del", namespace(name)) // some may not exist
@@ -195,9 +198,12 @@ func startNetwork(t testing.TB, opts networkOptions) (*Cluster, *networkRunner) 
 		r.all = append(r.all, n)
 	}
 	for _, n := range r.all {
-		must(durable.WriteFile(filepath.Join(dir, n.Name, "uac.yaml"), []byte(r.config(n, opts.set)), 0o644))
+		must(durable.WriteFile(filepath.Join(dir, n.Name, "uac.yaml"), []byte(r.config(n, opts)), 0o644))
 	}
 	must(durable.MkdirAll(filepath.Join(dir, "faults"), 0o700))
+	if opts.share {
+		must(r.makeShare())
+	}
 	for _, n := range r.all {
 		if !slices.Contains(opts.late, n.Name) {
 			must(r.start(n.Name))
@@ -207,6 +213,9 @@ func startNetwork(t testing.TB, opts networkOptions) (*Cluster, *networkRunner) 
 	must(err)
 	c := attach(t, dir, r, strings.TrimSpace(string(token)), filepath.Join(pki, "ca", "root.crt"), r.dial)
 	c.has |= NeedNetwork
+	if opts.share {
+		c.has |= NeedMount
+	}
 	if c.disks = opts.disks; len(c.disks) > 0 {
 		c.has |= NeedDisk
 	}
@@ -217,13 +226,16 @@ func startNetwork(t testing.TB, opts networkOptions) (*Cluster, *networkRunner) 
 }
 
 // config is the configuration file of a node.
-func (r *networkRunner) config(n node, set []string) string {
+func (r *networkRunner) config(n node, opts networkOptions) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "node: {role: %s, name: %s, data_dir: %q}\n", n.Role, n.Name, n.DataDir)
-	fmt.Fprintf(&b, "cluster: {name: net%s}\n", strings.Join(append([]string{""}, set...), ", "))
+	fmt.Fprintf(&b, "cluster: {name: net%s}\n", strings.Join(append([]string{""}, opts.set...), ", "))
 	if n.Role == "agent" {
 		fmt.Fprintf(&b, "agent: {servers: [%s, %s], labels: {tier: web}, kill_grace: 500ms}\n", r.hosts["c1"], r.hosts["c2"])
 		return b.String()
+	}
+	if opts.share && n.Role == "controller" {
+		fmt.Fprintf(&b, "mount: {dir: %q, timeout: 1s}\n", shareDir(r.dir))
 	}
 	addr := r.hosts[n.Name]
 	fmt.Fprintf(&b, "listen: {api: \"%[1]s:7600\", raft: \"%[1]s:7601\", link: \"%[1]s:7602\"}\nmembers:\n", addr)

@@ -184,7 +184,8 @@ func (r *networkRunner) drop(directions []direction, port, percent int) (table s
 		what = fmt.Sprintf(" numgen random mod 100 < %d", percent)
 	}
 	for _, d := range directions {
-		ports := []string{""}
+		// Nothing but IP: what is asked of everybody says nothing of these two.
+		ports := []string{" ether type ip"}
 		if port != 0 {
 			ports = []string{fmt.Sprintf(" ether type ip tcp sport %d", port), fmt.Sprintf(" ether type ip tcp dport %d", port)}
 		}

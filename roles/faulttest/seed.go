@@ -215,6 +215,7 @@ func startForSeeds(t testing.TB) *Cluster {
 		c, _ = startNetwork(t, networkOptions{
 			set:   []string{fmt.Sprintf("silence_timeout: %v", silence)},
 			disks: []string{"c2", "a1"},
+			share: true,
 		})
 	} else {
 		t.Logf("SKIPPED: faults of networks and disks: %s", why)

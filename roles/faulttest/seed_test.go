@@ -84,7 +84,7 @@ func TestCheckAgain(t *testing.T) {
 
 // A seed always makes the same plan.
 func TestPlanIsThatOfTheSeed(t *testing.T) {
-	c := &Cluster{run: allRoles{}, has: NeedNetwork | NeedDisk | NeedClock}
+	c := &Cluster{run: allRoles{}, has: NeedNetwork | NeedDisk | NeedMount | NeedClock}
 	text := func(seed uint64) (s string) {
 		for _, r := range plan(rand.New(rand.NewPCG(seed, 0)), c.Kinds()) {
 			for _, e := range r.events {
