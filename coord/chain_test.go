@@ -455,7 +455,7 @@ func TestChain(t *testing.T) {
 			t.Fatal(err)
 		}
 		if o := c.do(put("fenced/x", "2")); !errors.Is(o.err, ErrFenced) {
-			t.Errorf("%+v, want fenced", o)
+			t.Fatalf("%+v, want fenced", o)
 		}
 		if err := <-c.over; !errors.Is(err, ErrFenced) {
 			t.Errorf("run returned %v", err)

@@ -301,7 +301,7 @@ func TestRules(t *testing.T) {
 			if os.Getenv("UAC_FAULT_MUTANTS") == "" {
 				return
 			}
-			cmd := exec.CommandContext(t.Context(), "go", "test", "-vet=off", "-ldflags=-s -w", "-overlay", list, "-count=1", "-timeout=3m", "-run", r.test, r.pkg)
+			cmd := exec.CommandContext(t.Context(), "go", "test", "-vet=off", "-ldflags=-s -w", "-overlay", list, "-count=1", "-timeout=1m", "-run", r.test, r.pkg)
 			cmd.Dir = root
 			cmd.Env = append(os.Environ(), "UAC_FAULT_MUTANTS=")
 			out, err := cmd.CombinedOutput()
