@@ -226,7 +226,7 @@ func (c *Cluster) wrappers() (pids []int) {
 // clockKinds set a node's wall clock: forwards by more than anything that is kept
 // by time, backwards by less than certificates are dated back.
 func clockKinds() []Kind {
-	return []Kind{{Name: "clock step", Needs: NeedClock, Holds: moments, Make: func(chance *rand.Rand) Fault {
+	return []Kind{{Name: "clock step", Needs: NeedClock, HealAlways: true, Holds: moments, Make: func(chance *rand.Rand) Fault {
 		all := targets()
 		t, n := all[chance.IntN(5)], chance.IntN(100)
 		step := []time.Duration{2 * time.Hour, time.Minute, -4 * time.Minute}[chance.IntN(3)]

@@ -134,6 +134,7 @@ func (c *Cluster) runSeed(t *testing.T, seed uint64, sum *tally) {
 // play lets the faults of one round happen and ends them.
 func (r *seedRun) play(round round) {
 	var wrong []event
+	happened := map[string]bool{} // by kind; those of a round differ
 	missed := func(e event, err error) bool {
 		if err == nil {
 			return false
@@ -146,17 +147,17 @@ func (r *seedRun) play(round round) {
 		return true
 	}
 	for _, e := range round.events {
-		err := e.Inject(r.Cluster)
-		if !missed(e, err) {
+		if !missed(e, e.Inject(r.Cluster)) {
+			happened[e.kind.Name] = true
 			r.note("%s for %v", e.Name(), e.hold)
 			time.Sleep(e.hold)
 		}
-		if err == nil || e.kind.HealAlways {
+		if happened[e.kind.Name] || e.kind.HealAlways {
 			wrong = append(wrong, e)
 		}
 	}
 	for _, e := range wrong {
-		if !missed(e, e.Heal(r.Cluster)) {
+		if !missed(e, e.Heal(r.Cluster)) && happened[e.kind.Name] {
 			r.injected[e.kind.Name]++
 		}
 	}
