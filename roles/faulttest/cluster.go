@@ -80,6 +80,7 @@ func attach(t testing.TB, dir string, run runner, token, cacert string, dial dia
 		}
 	}
 	t.Cleanup(func() {
+		c.t = t // it may have been that of a seed
 		for _, n := range run.nodes() {
 			c.thaw(n.Name)
 		}
