@@ -156,21 +156,54 @@ func noOverlap(h History) (broken []string) {
 }
 
 func knownEnds(h History) (broken []string) {
+	started := h.started()
 	ended := map[string]bool{}
+	highest := map[string]int{} // attempt, by request and step
 	for _, e := range h.Ledger {
 		if e.Kind == entryEnd {
 			ended[e.attempt()] = true
 		}
-		if e.Kind != entryStart || e.Attempt == 1 {
+		if e.Kind != entryStart {
+			continue
+		}
+		step := e.Request + "/" + e.Step
+		if e.Attempt < highest[step] {
+			broken = append(broken, fmt.Sprintf("%s started after attempt %d had", e.attempt(), highest[step]))
+		}
+		highest[step] = max(highest[step], e.Attempt)
+		if e.Attempt == 1 {
 			continue
 		}
 		before := e
 		before.Attempt--
-		if !ended[before.attempt()] && !h.step(e).Repeatable {
+		// What never started has a known end: it never will.
+		if started[before.attempt()] && !ended[before.attempt()] && !h.step(e).Repeatable {
 			broken = append(broken, fmt.Sprintf("%s started though nobody could know how attempt %d had ended", e.attempt(), before.Attempt))
 		}
 	}
 	return broken
+}
+
+// started are all attempts that ever started.
+func (h History) started() map[string]bool {
+	all := map[string]bool{}
+	for _, e := range h.Ledger {
+		if e.Kind == entryStart {
+			all[e.attempt()] = true
+		}
+	}
+	return all
+}
+
+// neverRan reports whether a step is said to have come to an end without having
+// run, for instance because there was no room to prepare it, and no attempt of it
+// ever started.
+func (h History) neverRan(request, step string) bool {
+	st := h.Final[request].step(step)
+	started := slices.ContainsFunc(h.Ledger, func(e Entry) bool {
+		return e.Kind == entryStart && e.Request == request && e.Step == step
+	})
+	return !started && st.ExitCode == nil && (st.Status == "failed" || st.Status == "skipped" || st.Status == "cancelled")
 }
 
 func keepsOrder(h History) (broken []string) {
@@ -181,7 +214,7 @@ func keepsOrder(h History) (broken []string) {
 			ended[e.Request+"/"+e.Step] = true
 		case entryStart:
 			for _, need := range h.step(e).Needs {
-				if !ended[e.Request+"/"+need] {
+				if !ended[e.Request+"/"+need] && !h.neverRan(e.Request, need) {
 					broken = append(broken, fmt.Sprintf("%s started before %s had ended", e.attempt(), need))
 				}
 			}

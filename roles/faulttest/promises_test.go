@@ -123,6 +123,13 @@ func TestPromises(t *testing.T) {
 		}, []string{"3|R1/deploy/1 started twice"}},
 		{"retry without an end", func(h *History) { h.Ledger = append(h.Ledger[:1:1], h.Ledger[2:]...) },
 			[]string{"3|R1/build/2 started"}},
+		{"retry of what never started", func(h *History) { h.Ledger = h.Ledger[2:] }, nil},
+		{"an attempt after a higher one", func(h *History) { h.Ledger = append(h.Ledger[2:4:4], append(h.Ledger[:2:2], h.Ledger[4:]...)...) },
+			[]string{"3|R1/build/2 started though", "3|R1/build/1 started after attempt 2 had"}},
+		{"after what could not be prepared", func(h *History) {
+			h.Ledger = h.Ledger[4:]
+			final(h, func(r *Request) { r.Steps[0].Status, r.Steps[0].ExitCode = "failed", nil })
+		}, nil},
 		{"retry of a repeatable step", func(h *History) {
 			h.Ledger = append(h.Ledger[:1:1], h.Ledger[2:]...)
 			h.Processes["p"].Steps[0].Repeatable = true
