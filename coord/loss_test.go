@@ -269,6 +269,42 @@ func TestLossTransaction(t *testing.T) {
 	}
 }
 
+// The suspect's next process has opened a session when the decision about the former
+// one arrives.
+func TestLateLossOfAFormerSession(t *testing.T) {
+	t.Parallel()
+	all, change := faulty()
+	c := start(t, 2, 1, change)
+	active := awaitActive(c, "w1", "c1", "c2")
+	decider := other(active)
+	c.Node(decider).Session()
+	all["w1"].set(func(one call) (*clientv3.TxnResponse, error) {
+		if isLoss(one, active) {
+			return nil, context.DeadlineExceeded
+		}
+		return one.pass()
+	})
+	applied := make(chan bool, 1)
+	all[decider].set(func(one call) (*clientv3.TxnResponse, error) {
+		if !isLoss(one, active) {
+			return one.pass()
+		}
+		if _, err := one.next(t.Context(), nil, []clientv3.Op{clientv3.OpPut("sessions/"+active, "{}")}, nil); err != nil {
+			return nil, err
+		}
+		resp, err := one.pass()
+		select {
+		case applied <- err == nil && resp.Succeeded:
+		default:
+		}
+		return resp, err
+	})
+	c.Kill(active)
+	if <-applied {
+		t.Error("the loss of a session removed the one after it")
+	}
+}
+
 // The successor's session ends between the choice and the decision.
 func TestSuccessorLeavesBeforeTheDecision(t *testing.T) {
 	t.Parallel()

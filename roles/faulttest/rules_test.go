@@ -63,7 +63,7 @@ func rules() []rule {
 		{
 			name: "a loss compares the suspect's session", without: "the suspect restarts; the late decision about its old session removes the new one",
 			file: "coord/loss.go", replacement: replacement{old: "\t\tModIs(sessionKey(sus.node), sus.epoch).cmp(),\n"},
-			pkg: "./coord", test: "TestLossTransaction", says: "FAIL",
+			pkg: "./coord", test: "TestLateLossOfAFormerSession", says: "removed the one after it",
 		},
 		{
 			name: "a loss compares the successor's session", without: "two controllers propose each other's loss; both are applied; the term names a session that is gone",
