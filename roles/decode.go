@@ -385,6 +385,36 @@ func (d *decoder) text(to *string) setter {
 	}
 }
 
+// word reads text that must not be empty: left out, it means the default.
+func (d *decoder) word(to *string) setter {
+	return func(n *yaml.Node, path string) {
+		if d.text(to)(n, path); *to == "" && !d.excused[path] {
+			d.refusef(n, path, "must not be empty")
+		}
+	}
+}
+
+func (d *decoder) words(to *[]string) setter {
+	return func(n *yaml.Node, path string) {
+		d.list(n, path, func(n *yaml.Node, path string) {
+			*to = append(*to, "")
+			d.text(&(*to)[len(*to)-1])(n, path)
+		})
+	}
+}
+
+func (d *decoder) numbers(to *[]int) setter {
+	return func(n *yaml.Node, path string) {
+		d.list(n, path, func(n *yaml.Node, path string) {
+			*to = append(*to, 0)
+			d.number(&(*to)[len(*to)-1])(n, path)
+		})
+		if len(*to) == 0 && !d.excused[path] {
+			d.refusef(n, path, "must not be empty: leave it out for 0 alone")
+		}
+	}
+}
+
 func (d *decoder) texts(to *map[string]string) setter {
 	return func(n *yaml.Node, path string) {
 		values := make(map[string]string)
@@ -450,13 +480,8 @@ func (d *decoder) readProcess(n *yaml.Node) *Process {
 
 func (d *decoder) readStep(s *StepDef, n *yaml.Node, path string) {
 	d.object(n, path, map[string]setter{
-		"name": d.text(&s.Name),
-		"needs": func(n *yaml.Node, path string) {
-			d.list(n, path, func(n *yaml.Node, path string) {
-				s.Needs = append(s.Needs, "")
-				d.text(&s.Needs[len(s.Needs)-1])(n, path)
-			})
-		},
+		"name":  d.text(&s.Name),
+		"needs": d.words(&s.Needs),
 		"on": func(n *yaml.Node, path string) {
 			on := string(s.On)
 			d.text(&on)(n, path)
@@ -474,20 +499,32 @@ func (d *decoder) readStep(s *StepDef, n *yaml.Node, path string) {
 				d.excused[path] = true
 			}
 		},
-		"run":     d.text(&s.Run),
-		"env":     d.texts(&s.Env),
-		"dir":     d.text(&s.Dir),
-		"timeout": d.limit(&s.Timeout),
+		"run": d.text(&s.Run),
+		"argv": func(n *yaml.Node, path string) {
+			s.Argv = []string{}
+			d.words(&s.Argv)(n, path)
+			d.excused[join(parent(path), "run")] = true
+		},
+		"stdin":         d.text(&s.Stdin),
+		"env":           d.texts(&s.Env),
+		"dir":           d.text(&s.Dir),
+		"run_as":        d.word(&s.RunAs),
+		"timeout":       d.limit(&s.Timeout),
+		"kill_grace":    d.limit(&s.KillGrace),
+		"output_limit":  d.size(&s.OutputLimit),
+		"success_codes": d.numbers(&s.SuccessCodes),
+		"outputs":       d.words(&s.Outputs),
+		"priority":      d.number(&s.Priority),
 		"retry": func(n *yaml.Node, path string) {
 			d.object(n, path, map[string]setter{
-				"attempts": d.count(&s.Retry.Attempts),
+				"attempts": d.count(&s.Retry.Attempts, MaxAttempts),
 				"delay":    d.duration(&s.Retry.Delay),
 			})
 		},
 		"repeatable":      d.flag(&s.Repeatable),
 		"artifact":        d.later("run"),
 		"for_each":        d.later(),
-		"stop_when_alone": d.later(),
+		"stop_when_alone": d.limit(&s.StopWhenAlone),
 	})
 }
 
@@ -501,17 +538,34 @@ func (d *decoder) limit(to *Duration) setter {
 	}
 }
 
-// count reads a whole number that must not be 0.
-func (d *decoder) count(to *int) setter {
+// size reads a number of bytes that must not be 0.
+func (d *decoder) size(to *Size) setter {
+	return func(n *yaml.Node, path string) {
+		switch {
+		case n.Kind != yaml.ScalarNode || to.UnmarshalText([]byte(n.Value)) != nil:
+			d.refusef(n, path, "must be a size like 64KiB, 10MiB or 1GiB, not %s", describe(n))
+		case *to == 0:
+			d.refusef(n, path, "must be more than 0: leave it out for no limit")
+		}
+	}
+}
+
+func (d *decoder) number(to *int) setter {
 	return func(n *yaml.Node, path string) {
 		v, err := strconv.Atoi(n.Value)
-		switch {
-		case n.Kind != yaml.ScalarNode || n.Tag != "!!int" || err != nil:
+		if n.Kind != yaml.ScalarNode || n.Tag != "!!int" || err != nil {
 			d.refusef(n, path, "must be a whole number, not %s", describe(n))
-		case v == 0:
-			d.refusef(n, path, "%d must be from 1 to %d", v, MaxAttempts)
-		default:
-			*to = v
+			return
+		}
+		*to = v
+	}
+}
+
+// count reads a whole number that must not be 0.
+func (d *decoder) count(to *int, most int) setter {
+	return func(n *yaml.Node, path string) {
+		if d.number(to)(n, path); *to == 0 && !d.excused[path] {
+			d.refusef(n, path, "0 must be from 1 to %d", most)
 		}
 	}
 }

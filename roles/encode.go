@@ -51,6 +51,33 @@ func (o object) flag(key string, value bool) {
 	}
 }
 
+func (o object) list(key string, values []string) {
+	if len(values) == 0 {
+		return
+	}
+	list := &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle}
+	for _, v := range values {
+		list.Content = append(list.Content, textNode(v))
+	}
+	o.add(key, list)
+}
+
+func (o object) duration(key string, value Duration) {
+	if value != 0 {
+		o.text(key, value.String())
+	}
+}
+
+func (o object) number(key string, value int) {
+	if value != 0 {
+		o.add(key, numberNode(value))
+	}
+}
+
+func numberNode(n int) *yaml.Node {
+	return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!int", Value: strconv.Itoa(n)}
+}
+
 func (o object) texts(key string, values map[string]string, style yaml.Style) {
 	if len(values) == 0 {
 		return
@@ -117,13 +144,7 @@ func processNode(p *Process) *yaml.Node {
 func stepNode(s *StepDef) *yaml.Node {
 	o := newObject(0)
 	o.text("name", s.Name)
-	if len(s.Needs) > 0 {
-		needs := &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle}
-		for _, name := range s.Needs {
-			needs.Content = append(needs.Content, textNode(name))
-		}
-		o.add("needs", needs)
-	}
+	o.list("needs", s.Needs)
 	if s.On != OnSuccess {
 		o.text("on", string(s.On))
 	}
@@ -132,22 +153,33 @@ func stepNode(s *StepDef) *yaml.Node {
 	agent.text("name", s.Agent.Name)
 	agent.texts("labels", s.Agent.Labels, yaml.FlowStyle)
 	o.add("agent", agent.node)
+	o.text("run_as", s.RunAs)
 	o.text("dir", s.Dir)
 	o.texts("env", s.Env, 0)
 	o.text("run", s.Run)
-	if s.Timeout > 0 {
-		o.text("timeout", s.Timeout.String())
+	o.list("argv", s.Argv)
+	o.text("stdin", s.Stdin)
+	o.duration("timeout", s.Timeout)
+	o.duration("kill_grace", s.KillGrace)
+	if s.OutputLimit != 0 {
+		o.text("output_limit", s.OutputLimit.String())
 	}
+	if len(s.SuccessCodes) > 0 {
+		codes := &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle}
+		for _, code := range s.SuccessCodes {
+			codes.Content = append(codes.Content, numberNode(code))
+		}
+		o.add("success_codes", codes)
+	}
+	o.list("outputs", s.Outputs)
+	o.number("priority", s.Priority)
 	if s.Retry != (Retry{}) {
 		retry := newObject(yaml.FlowStyle)
-		if s.Retry.Attempts > 0 {
-			retry.add("attempts", &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!int", Value: strconv.Itoa(s.Retry.Attempts)})
-		}
-		if s.Retry.Delay > 0 {
-			retry.text("delay", s.Retry.Delay.String())
-		}
+		retry.number("attempts", s.Retry.Attempts)
+		retry.duration("delay", s.Retry.Delay)
 		o.add("retry", retry.node)
 	}
 	o.flag("repeatable", s.Repeatable)
+	o.duration("stop_when_alone", s.StopWhenAlone)
 	return o.node
 }

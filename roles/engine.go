@@ -405,9 +405,10 @@ func (e *edit) end(i int, r Report) {
 		code := r.ExitCode
 		st.ExitCode = &code
 	}
+	st.Outputs = e.Def(i).outputs(r.Outputs)
 	exited := r.State == AttemptExited
 	switch {
-	case exited && r.ExitCode == 0 && r.Signal == 0 && !r.TimedOut && !r.Killed:
+	case exited && e.Def(i).success(r.ExitCode) && r.Signal == 0 && !r.TimedOut && !r.Killed:
 		e.become(i, StepSucceeded)
 	case e.Record.Cancel != nil && (!exited || r.Killed):
 		e.become(i, StepCancelled)

@@ -61,6 +61,7 @@ type Report struct {
 	Signal     int
 	TimedOut   bool
 	Killed     bool
+	Outputs    Outputs
 	Reason     string // why never started, or unknown
 	StartedAt  Stamp
 	FinishedAt Stamp

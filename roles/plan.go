@@ -9,6 +9,7 @@ type plan struct {
 	dependents [][]int
 	selector   []int    // of each step; steps with the same number share an agent
 	named      []string // the agent that a selector names, by selector
+	outputs    bool     // some step has outputs
 }
 
 func newPlan(p *Process) (*plan, error) {
@@ -42,6 +43,7 @@ func newPlan(p *Process) (*plan, error) {
 			q.needs[i] = append(q.needs[i], j)
 			q.dependents[j] = append(q.dependents[j], i)
 		}
+		q.outputs = q.outputs || len(p.Steps[i].Outputs) > 0
 		text := p.Steps[i].Agent.String()
 		k, ok := selectors[text]
 		if !ok {
@@ -55,4 +57,35 @@ func newPlan(p *Process) (*plan, error) {
 		return nil, fmt.Errorf("steps need each other in a cycle")
 	}
 	return q, nil
+}
+
+// Outputs returns the variables that step i finds in its environment: the outputs
+// of all steps that it needs, directly or not. So what it gets depends on the
+// process and not on which of two independent steps was faster.
+func (s State) Outputs(i int) map[string]string {
+	var found map[string]string
+	var seen []bool
+	var visit func(i int)
+	visit = func(i int) {
+		for _, j := range s.plan.needs[i] {
+			if seen[j] {
+				continue
+			}
+			seen[j] = true
+			if st := s.Steps[j]; st.Outputs != nil {
+				if found == nil {
+					found = make(map[string]string)
+				}
+				for name, value := range *st.Outputs {
+					found[OutputVariable(st.Name, name)] = value
+				}
+			}
+			visit(j)
+		}
+	}
+	if len(s.plan.needs[i]) > 0 && s.plan.outputs {
+		seen = make([]bool, len(s.Steps))
+		visit(i)
+	}
+	return found
 }

@@ -3,7 +3,9 @@ package roles
 import (
 	"fmt"
 	"maps"
+	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -16,8 +18,11 @@ const (
 	MaxEnv      = 200
 	MaxLabels   = 20
 	MaxAttempts = 100
-	MaxRun      = 256 << 10 // bytes of one script
+	MaxRun      = 256 << 10 // bytes of one script, of one argv, or of one stdin
 	MaxValue    = 32 << 10  // bytes of one parameter or environment variable
+	MaxArgs     = 1000
+	MaxOutputs  = 20   // of one step
+	MaxPriority = 1000 // and its negative
 )
 
 // Process is the definition of work: named steps with dependencies.
@@ -57,17 +62,62 @@ type StepDef struct {
 	Recovers bool     `json:"recovers,omitempty"`
 	Agent    Selector `json:"agent"`
 	// Run is a script. Parameters reach it as environment only; nothing is pasted
-	// into it.
-	Run string            `json:"run"`
-	Env map[string]string `json:"env,omitempty"`
+	// into it. Argv is a command that runs without a shell. Exactly one of the two
+	// is set.
+	Run  string   `json:"run,omitempty"`
+	Argv []string `json:"argv,omitempty"`
+	// Stdin is the standard input. Empty: /dev/null.
+	Stdin string            `json:"stdin,omitempty"`
+	Env   map[string]string `json:"env,omitempty"`
 	// Dir is the absolute working directory. Empty: a fresh one of the attempt.
 	Dir string `json:"dir,omitempty"`
+	// RunAs is the user to run as. Empty: the one of the agent.
+	RunAs string `json:"run_as,omitempty"`
 	// Timeout is counted by the agent from the start of an attempt. 0: none.
 	Timeout Duration `json:"timeout,omitempty"`
-	Retry   Retry    `json:"retry,omitzero"`
+	// KillGrace is the time from TERM to KILL. 0: the agent's own.
+	KillGrace Duration `json:"kill_grace,omitempty"`
+	// OutputLimit is how much output of an attempt is kept. 0: all.
+	OutputLimit Size `json:"output_limit,omitempty"`
+	// SuccessCodes are the exit codes that mean success. None: 0 alone.
+	SuccessCodes []int `json:"success_codes,omitempty"`
+	// Outputs names the values that the step hands to the steps after it.
+	Outputs []string `json:"outputs,omitempty"`
+	// Priority orders the attempts that wait at an agent, higher ones first.
+	Priority int   `json:"priority,omitempty"`
+	Retry    Retry `json:"retry,omitzero"`
 	// Repeatable says that the step may be run again when nobody can know whether
 	// or how far it ran.
 	Repeatable bool `json:"repeatable,omitempty"`
+	// StopWhenAlone is how long an attempt goes on while its agent has no link.
+	// Then the agent kills it. 0: for ever.
+	StopWhenAlone Duration `json:"stop_when_alone,omitempty"`
+}
+
+// success reports whether an exit code means success.
+func (s *StepDef) success(code int) bool {
+	if len(s.SuccessCodes) == 0 {
+		return code == 0
+	}
+	return slices.Contains(s.SuccessCodes, code)
+}
+
+// outputs returns those of the values that the step is to hand on and may, nil for
+// none. An agent is asked for these only, but it is another machine.
+func (s *StepDef) outputs(values Outputs) *Outputs {
+	if len(values) == 0 {
+		return nil
+	}
+	wanted := make(Outputs, len(values))
+	for name, value := range values {
+		if slices.Contains(s.Outputs, name) && checkValue(value) == nil {
+			wanted[name] = value
+		}
+	}
+	if len(wanted) == 0 {
+		return nil
+	}
+	return &wanted
 }
 
 // Retry says how often a step is tried and how long to wait in between. It follows
@@ -149,4 +199,46 @@ func (d *Duration) UnmarshalText(text []byte) error {
 	}
 	*d = Duration(v)
 	return nil
+}
+
+// Size is a number of bytes that is text such as "10MiB" in documents and JSON.
+type Size int64
+
+type sizeUnit struct {
+	name  string
+	bytes Size
+}
+
+func sizeUnits() []sizeUnit {
+	return []sizeUnit{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"", 1}}
+}
+
+// String returns the size as text, in the largest unit that leaves no rest.
+func (s Size) String() string {
+	for _, u := range sizeUnits() {
+		if s != 0 && s%u.bytes == 0 {
+			return fmt.Sprintf("%d%s", s/u.bytes, u.name)
+		}
+	}
+	return "0"
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s Size) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *Size) UnmarshalText(text []byte) error {
+	for _, u := range sizeUnits() {
+		digits, ok := strings.CutSuffix(string(text), u.name)
+		if !ok || digits == "" || !all(digits, isDigit) {
+			continue
+		}
+		n, err := strconv.ParseInt(digits, 10, 64)
+		if err != nil || Size(n) > math.MaxInt64/u.bytes {
+			break
+		}
+		*s = Size(n) * u.bytes
+		return nil
+	}
+	return fmt.Errorf("size %s: must be a number of bytes, or like 64KiB, 10MiB or 1GiB", quote(string(text)))
 }

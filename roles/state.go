@@ -123,6 +123,8 @@ type Step struct {
 	ExitCode *int `json:"exit_code"`
 	Signal   int  `json:"signal,omitempty"`
 	TimedOut bool `json:"timed_out,omitempty"`
+	// Outputs are the values that the step handed on, as far as the agent found any.
+	Outputs *Outputs `json:"outputs,omitempty"`
 	// Reason says for people why the status is what it is.
 	Reason string `json:"reason,omitempty"`
 	// StartedAt and FinishedAt are by the clock of the agent.
@@ -144,6 +146,9 @@ type Step struct {
 	Failures int `json:"failures,omitempty"`
 	Unknowns int `json:"unknowns,omitempty"`
 }
+
+// Outputs are values by name.
+type Outputs map[string]string
 
 // Decision is an operator's word about a step.
 type Decision struct {

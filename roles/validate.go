@@ -41,6 +41,8 @@ type validator struct {
 	process *Process
 	addf    func(path, format string, args ...any)
 	hints   int // misspellings looked up
+	// variables says which output each variable has, once there is one.
+	variables map[string]string
 }
 
 func (v *validator) check(path string, err error) {
@@ -147,14 +149,7 @@ func (v *validator) step(i int) {
 			DidYouMean(Nearest(string(s.On), []string{string(OnSuccess), string(OnFailure), string(OnAlways)})))
 	}
 	v.selector(at+".agent", s.Agent)
-	switch {
-	case strings.TrimSpace(s.Run) == "":
-		v.addf(at+".run", "is missing or empty")
-	case len(s.Run) > MaxRun:
-		v.addf(at+".run", "has %d bytes, at most %d are allowed", len(s.Run), MaxRun)
-	default:
-		v.check(at+".run", checkText(s.Run))
-	}
+	v.command(at, s)
 	if len(s.Env) > MaxEnv {
 		v.addf(at+".env", "has %d variables, at most %d are allowed", len(s.Env), MaxEnv)
 	}
@@ -172,9 +167,11 @@ func (v *validator) step(i int) {
 		}
 		v.check(at+".dir", checkValue(s.Dir))
 	}
-	if s.Timeout < 0 {
-		v.addf(at+".timeout", "%s must not be negative", s.Timeout)
+	if s.RunAs != "" {
+		v.check(at+".run_as", checkUser(s.RunAs))
 	}
+	v.limits(at, s)
+	v.outputs(at, s)
 	if s.Retry.Attempts < 0 || s.Retry.Attempts > MaxAttempts {
 		v.addf(at+".retry.attempts", "%d must be from 1 to %d", s.Retry.Attempts, MaxAttempts)
 	}
@@ -183,6 +180,99 @@ func (v *validator) step(i int) {
 		v.addf(at+".retry.delay", "%s must not be negative", d)
 	case d > Duration(24*time.Hour):
 		v.addf(at+".retry.delay", "%s is longer than 24h", d)
+	}
+}
+
+// command checks what a step runs.
+func (v *validator) command(at string, s *StepDef) {
+	switch {
+	case s.Run != "" && s.Argv != nil:
+		v.addf(at+".argv", "run and argv are both given: give one of them")
+	case s.Argv != nil:
+		v.argv(at+".argv", s.Argv)
+	case strings.TrimSpace(s.Run) == "":
+		v.addf(at+".run", "is missing or empty: give run or argv")
+	case len(s.Run) > MaxRun:
+		v.addf(at+".run", "has %d bytes, at most %d are allowed", len(s.Run), MaxRun)
+	default:
+		v.check(at+".run", checkText(s.Run))
+	}
+	if len(s.Stdin) > MaxRun {
+		v.addf(at+".stdin", "has %d bytes, at most %d are allowed", len(s.Stdin), MaxRun)
+	}
+	v.check(at+".stdin", checkText(s.Stdin))
+}
+
+func (v *validator) argv(at string, argv []string) {
+	switch {
+	case len(argv) == 0 || argv[0] == "":
+		v.addf(at, "must begin with the name of a program")
+	case len(argv) > MaxArgs:
+		v.addf(at, "has %d words, at most %d are allowed", len(argv), MaxArgs)
+		return
+	}
+	total := 0
+	for k, word := range argv {
+		total += len(word)
+		v.check(fmt.Sprintf("%s[%d]", at, k), checkValue(word))
+	}
+	if total > MaxRun {
+		v.addf(at, "has %d bytes, at most %d are allowed", total, MaxRun)
+	}
+}
+
+// limits checks the numbers and durations of a step.
+func (v *validator) limits(at string, s *StepDef) {
+	for _, d := range []struct {
+		field string
+		value Duration
+	}{{"timeout", s.Timeout}, {"kill_grace", s.KillGrace}, {"stop_when_alone", s.StopWhenAlone}} {
+		if d.value < 0 {
+			v.addf(at+"."+d.field, "%s must not be negative", d.value)
+		}
+	}
+	if s.StopWhenAlone != 0 && !s.Repeatable {
+		v.addf(at+".stop_when_alone", "wants repeatable: true, because an agent that is alone ends the step in the middle")
+	}
+	if s.OutputLimit < 0 {
+		v.addf(at+".output_limit", "%d must not be negative", int64(s.OutputLimit))
+	}
+	if s.Priority < -MaxPriority || s.Priority > MaxPriority {
+		v.addf(at+".priority", "%d must be from %d to %d", s.Priority, -MaxPriority, MaxPriority)
+	}
+	for k, code := range s.SuccessCodes {
+		field := fmt.Sprintf("%s.success_codes[%d]", at, k)
+		switch {
+		case code < 0 || code > 255:
+			v.addf(field, "%d must be from 0 to 255", code)
+		case slices.Contains(s.SuccessCodes[:k], code):
+			v.addf(field, "%d is named twice", code)
+		}
+	}
+}
+
+// outputs checks the names of what a step hands on. Two of a process must not come
+// to one variable.
+func (v *validator) outputs(at string, s *StepDef) {
+	if len(s.Outputs) > MaxOutputs {
+		v.addf(at+".outputs", "has %d names, at most %d are allowed", len(s.Outputs), MaxOutputs)
+		return
+	}
+	for k, name := range s.Outputs {
+		field := fmt.Sprintf("%s.outputs[%d]", at, k)
+		if err := CheckName(name); err != nil {
+			v.check(field, err)
+			continue
+		}
+		variable := OutputVariable(s.Name, name)
+		if v.variables == nil {
+			v.variables = make(map[string]string)
+		}
+		if before, dup := v.variables[variable]; dup {
+			v.addf(field, "%s would be the variable %s, as is %s", quote(name), variable, before)
+			continue
+		}
+		v.variables[variable] = fmt.Sprintf("%s of step %s", quote(name), quote(s.Name))
 	}
 }
 
@@ -208,6 +298,15 @@ func checkValue(s string) error {
 		return fmt.Errorf("has %d bytes, at most %d are allowed", len(s), MaxValue)
 	}
 	return checkText(s)
+}
+
+// checkUser says what is wrong with s as the name of a user. Whether there is such a
+// user only the agent knows.
+func checkUser(s string) error {
+	if len(s) > MaxName || s[0] == '-' || s[0] == '.' || !all(s, func(c byte) bool { return isNameByte(c) || c == '@' || c == '$' }) {
+		return fmt.Errorf("%s is not the name of a user", quote(s))
+	}
+	return nil
 }
 
 // checkText refuses what neither an environment nor JSON can carry.

@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -125,7 +127,22 @@ func note(b branch) string {
 	if b.Reason != "" {
 		parts = append(parts, b.Reason)
 	}
+	for _, name := range slices.Sorted(maps.Keys(b.Outputs)) {
+		parts = append(parts, name+"="+oneLine(b.Outputs[name]))
+	}
 	return strings.Join(parts, "; ")
+}
+
+// oneLine returns the value of an output as it fits into a table.
+func oneLine(value string) string {
+	const most = 60
+	if short := []rune(value); len(short) > most {
+		value = string(short[:most]) + "..."
+	}
+	if strings.ContainsFunc(value, func(r rune) bool { return !strconv.IsPrint(r) }) {
+		return strconv.Quote(value)
+	}
+	return value
 }
 
 func stepColor(s roles.StepStatus) color {

@@ -54,7 +54,7 @@ func sampleState() apitest.State {
 				Params: map[string]string{"version": "1.4.2", "slot": "blue"}, RequestedBy: "alice",
 				RequestedAt: "2026-01-02T03:04:05.000Z", StartedAt: "2026-01-02T03:04:05.010Z", FinishedAt: "2026-01-02T03:05:10.010Z",
 				Steps: []api.Step{
-					{Name: "fetch", Status: roles.StepSucceeded, Attempt: 1, Agent: "web1", ExitCode: &zero, StartedAt: "2026-01-02T03:04:05.100Z", FinishedAt: "2026-01-02T03:04:07.350Z"},
+					{Name: "fetch", Status: roles.StepSucceeded, Attempt: 1, Agent: "web1", ExitCode: &zero, Outputs: map[string]string{"digest": "sha256:" + strings.Repeat("0", 64), "notes": "two\nlines"}, StartedAt: "2026-01-02T03:04:05.100Z", FinishedAt: "2026-01-02T03:04:07.350Z"},
 					{Name: "check", Status: roles.StepSucceeded, Attempt: 1, Agent: "web2", ExitCode: &zero, StartedAt: "2026-01-02T03:04:05.100Z", FinishedAt: "2026-01-02T03:04:05.250Z"},
 					{Name: "switch", Needs: []string{"check", "fetch"}, Status: roles.StepFailed, Attempt: 3, Agent: "web1", ExitCode: &three, Reason: "exit code 3", StartedAt: "2026-01-02T03:05:07.350Z", FinishedAt: "2026-01-02T03:05:09.350Z"},
 					{Name: "smoke", Needs: []string{"switch"}, On: roles.OnSuccess, Status: roles.StepSkipped},

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -340,12 +341,9 @@ func (d *desk) send(o *owned, eff roles.Effect) bool {
 			m.Body = &wire.ControllerMessage_Kill{Kill: &wire.Kill{Request: o.id, Step: eff.Step, Attempt: attempt, Fence: fence}}
 			break
 		}
-		def := o.state.Def(i)
-		m.Body = &wire.ControllerMessage_Start{Start: &wire.Start{
-			Request: o.id, Step: eff.Step, Attempt: attempt, Fence: fence,
-			Script: def.Run, Env: def.Env, Params: o.state.Request.Params, Dir: def.Dir,
-			TimeoutNanos: int64(def.Timeout),
-		}}
+		start := startOf(o.state, i)
+		start.Attempt, start.Fence = attempt, fence
+		m.Body = &wire.ControllerMessage_Start{Start: start}
 	case roles.EffectAck:
 		m.Body = &wire.ControllerMessage_Ack{Ack: &wire.Ack{
 			Request: o.id, Step: eff.Step, Attempt: attempt, Fence: fence, Final: o.state.Record.Status.Final(),
@@ -356,4 +354,21 @@ func (d *desk) send(o *owned, eff roles.Effect) bool {
 		return false
 	}
 	return r.send(m)
+}
+
+// startOf says what step i of a request runs, and how.
+func startOf(s roles.State, i int) *wire.Start {
+	def := s.Def(i)
+	env := def.Env
+	if outputs := s.Outputs(i); len(outputs) > 0 {
+		env = maps.Clone(outputs) // no name of def.Env begins like theirs
+		maps.Copy(env, def.Env)
+	}
+	return &wire.Start{
+		Request: s.Request.ID, Step: s.Steps[i].Name,
+		Script: def.Run, Argv: def.Argv, Stdin: []byte(def.Stdin), Env: env, Params: s.Request.Params,
+		Dir: def.Dir, RunAs: def.RunAs, TimeoutNanos: int64(def.Timeout), KillGraceNanos: int64(def.KillGrace),
+		OutputLimit: int64(def.OutputLimit), Outputs: def.Outputs, Priority: int32(def.Priority), //nolint:gosec // Validate limits it
+		StopWhenAloneNanos: int64(def.StopWhenAlone),
+	}
 }

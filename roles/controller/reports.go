@@ -22,9 +22,7 @@ func (d *desk) fromAgent(agent string, m *wire.AgentMessage) {
 			d.strange(agent, rep.GetRequest(), rep.GetFence(), m)
 			return
 		}
-		r := reportOf(agent, rep.GetAttempt())
-		r.Journal = journalOf(rep.GetJournal())
-		d.apply(o, r)
+		d.apply(o, reportOf(agent, journalOf(rep.GetJournal()), rep.GetAttempt()))
 	case *wire.AgentMessage_Adopted:
 		ans := body.Adopted
 		o := d.owned[ans.GetRequest()]
@@ -34,7 +32,7 @@ func (d *desk) fromAgent(agent string, m *wire.AgentMessage) {
 		}
 		ev := roles.Adopted{Agent: agent, Fence: fenceOf(ans.GetFence()), Journal: journalOf(ans.GetJournal())}
 		for _, a := range ans.GetAttempts() {
-			ev.Attempts = append(ev.Attempts, reportOf(agent, a))
+			ev.Attempts = append(ev.Attempts, reportOf(agent, ev.Journal, a))
 		}
 		d.apply(o, ev)
 	case *wire.AgentMessage_Refused:
@@ -261,11 +259,12 @@ var attemptStates = map[wire.State]roles.AttemptState{
 	wire.State_UNKNOWN:       roles.AttemptUnknown,
 }
 
-func reportOf(agent string, a *wire.Attempt) roles.Report {
+func reportOf(agent string, journal roles.Journal, a *wire.Attempt) roles.Report {
 	return roles.Report{
-		Agent: agent, Step: a.GetStep(), Attempt: int(a.GetAttempt()), State: attemptStates[a.GetState()],
+		Agent: agent, Journal: journal, Step: a.GetStep(), Attempt: int(a.GetAttempt()), State: attemptStates[a.GetState()],
 		ExitCode: int(a.GetEnd().GetCode()), Signal: int(a.GetEnd().GetSignal()), Reason: a.GetEnd().GetReason(),
 		TimedOut: a.GetEnd().GetStopped() == wire.Stop_TIMED_OUT, Killed: a.GetEnd().GetStopped() == wire.Stop_KILLED,
+		Outputs:   a.GetEnd().GetOutputs(),
 		StartedAt: stampOf(a.GetStartedUnixNano()), FinishedAt: stampOf(a.GetEndedUnixNano()),
 	}
 }

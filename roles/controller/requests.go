@@ -248,6 +248,9 @@ func view(snap coord.Snapshot, state roles.State, claim claimRecord, fence roles
 			Needs: st.Needs, On: st.On, Reason: st.Reason, Unreachable: st.Unreachable,
 			StartedAt: st.StartedAt, FinishedAt: st.FinishedAt,
 		}
+		if st.Outputs != nil {
+			r.Steps[i].Outputs = *st.Outputs
+		}
 		def := state.Def(i)
 		switch ready := st.Status == roles.StepReady && !st.BackingOff && !v.Status.Final(); {
 		case st.Reason != "":

@@ -152,8 +152,10 @@ type Step struct {
 	Attempt  int              `json:"attempt"`
 	Agent    string           `json:"agent"`
 	ExitCode *int             `json:"exit_code"` // nil: did not exit, or not known
-	Needs    []string         `json:"needs,omitempty"`
-	On       roles.Condition  `json:"on,omitempty"`
+	// Outputs are the values that it handed to later steps.
+	Outputs map[string]string `json:"outputs,omitempty"`
+	Needs   []string          `json:"needs,omitempty"`
+	On      roles.Condition   `json:"on,omitempty"`
 	// Reason in words: why it waits, failed or is in doubt.
 	Reason      string      `json:"reason,omitempty"`
 	Unreachable bool        `json:"unreachable,omitempty"`
