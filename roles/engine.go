@@ -70,12 +70,8 @@ func (e *edit) apply(event Event) error {
 		if st := e.Steps[i]; st.BackingOff && st.Attempt == ev.Attempt {
 			e.step(i).BackingOff = false
 		}
-	case Cancel:
-		return e.cancel(ev)
-	case Release:
-		return e.release()
-	case Resolve:
-		return e.resolve(ev)
+	case order:
+		return e.obey(ev)
 	default:
 		return fmt.Errorf("%w: %T", ErrInvalid, event)
 	}
@@ -99,7 +95,7 @@ func (e *edit) step(i int) *Step {
 func (e *edit) become(i int, status StepStatus) *Step {
 	st := e.step(i)
 	st.Status = status
-	st.BackingOff = false
+	st.BackingOff, st.Passed = false, false
 	if status.Final() {
 		e.ended = append(e.ended, i)
 	}
@@ -107,24 +103,24 @@ func (e *edit) become(i int, status StepStatus) *Step {
 }
 
 // due returns the status that step i has by its needs, and its own if it has gone
-// beyond that.
-func (s *State) due(i int) StepStatus {
+// beyond that. Runs says that its needs are final and let it run.
+func (s *State) due(i int) (status StepStatus, runs bool) {
 	st := s.Steps[i]
 	if !st.Status.derived() {
-		return st.Status
+		return st.Status, false
 	}
 	succeeded, failed := 0, 0
 	for _, j := range s.plan.needs[i] {
-		switch status := s.Steps[j].Status; {
-		case status == StepSucceeded:
+		switch need := s.Steps[j]; {
+		case need.Status == StepSucceeded || need.Passed:
 			succeeded++
-		case status == StepFailed:
+		case need.Status == StepFailed:
 			failed++
-		case !status.Final():
-			return StepWaiting
+		case !need.Status.Final():
+			return StepWaiting, false
 		}
 	}
-	runs := true
+	runs = true
 	switch s.Def(i).On {
 	case OnSuccess:
 		runs = succeeded == len(s.plan.needs[i])
@@ -132,20 +128,20 @@ func (s *State) due(i int) StepStatus {
 		runs = failed > 0
 	}
 	switch {
-	case !runs:
-		return StepSkipped
-	case s.Record.Held:
-		return StepHeld
+	case !runs || st.Skipped():
+		return StepSkipped, runs
+	case s.Record.Held || st.Hold != nil:
+		return StepHeld, runs
 	}
-	return StepReady
+	return StepReady, runs
 }
 
 // derive gives step i the status that follows from its needs.
 func (e *edit) derive(i int) {
-	switch status := e.due(i); {
+	switch status, runs := e.due(i); {
 	case status == e.Steps[i].Status:
 	case status == StepSkipped:
-		e.become(i, StepSkipped)
+		e.become(i, StepSkipped).Passed = runs
 	default:
 		e.step(i).Status = status
 	}
@@ -221,7 +217,7 @@ func (e *edit) finish() Change {
 			before.Status = st.Status
 		}
 		if st != before {
-			c.Steps = append(c.Steps, i)
+			c.Steps = append(c.Steps, st.Name)
 		}
 	}
 	return c
@@ -243,13 +239,14 @@ func (e *edit) claimed(ev Claimed) error {
 	}
 	if ev.Fence.Generation > e.Record.Generation {
 		e.Record.Generation = ev.Fence.Generation
-		e.hold(true)
+		e.Record.Held, e.Record.HeldBy = true, nil
+		e.deriveAll()
 	}
 	return nil
 }
 
-func (e *edit) hold(held bool) {
-	e.Record.Held = held
+// deriveAll gives all steps the statuses that follow from others.
+func (e *edit) deriveAll() {
 	for i := range e.Steps {
 		e.derive(i)
 	}
@@ -280,6 +277,7 @@ func (e *edit) agentChosen(ev AgentChosen) error {
 		Decision: st.Decision,
 		Failures: st.Failures,
 		Unknowns: st.Unknowns,
+		Amended:  st.Amended,
 	}
 	return nil
 }
@@ -334,7 +332,7 @@ func (e *edit) report(r Report, adopting bool) error {
 // superseded answers a report of an attempt that decides nothing any more.
 func (e *edit) superseded(i int, r Report) {
 	st := e.Steps[i]
-	if st.Attempt == r.Attempt && st.Status.Final() && st.Decision != nil && st.Decision.As != VerdictRerun {
+	if st.Attempt == r.Attempt && st.Status.Final() && st.given() {
 		e.late = append(e.late, r)
 	}
 	if r.State.end() {
@@ -506,68 +504,4 @@ func (e *edit) reachable(agent string, reachable bool) {
 			e.step(i).Unreachable = !reachable
 		}
 	}
-}
-
-func (e *edit) cancel(ev Cancel) error {
-	if e.Record.Status.Final() {
-		return fmt.Errorf("%w: the request has %s already", ErrConflict, e.Record.Status)
-	}
-	if e.Record.Cancel != nil {
-		return nil
-	}
-	e.Record.Cancel = &Cancellation{By: ev.By, Why: ev.Why, At: e.at}
-	for i, st := range e.Steps {
-		if st.Status.derived() {
-			e.become(i, StepCancelled)
-		}
-	}
-	return nil
-}
-
-func (e *edit) release() error {
-	switch {
-	case e.Record.Status.Final():
-		return fmt.Errorf("%w: the request has %s already", ErrConflict, e.Record.Status)
-	case !e.Record.Held:
-		return fmt.Errorf("%w: the request is not held", ErrConflict)
-	}
-	e.hold(false)
-	return nil
-}
-
-func (e *edit) resolve(ev Resolve) error {
-	i := e.Index(ev.Step)
-	if i < 0 {
-		return fmt.Errorf("%w: there is no step %s", ErrConflict, quote(ev.Step))
-	}
-	status, ok := map[Verdict]StepStatus{
-		VerdictSuccess: StepSucceeded,
-		VerdictFailed:  StepFailed,
-		VerdictRerun:   StepReady,
-	}[ev.As]
-	if !ok {
-		return fmt.Errorf("%w: verdict %s", ErrInvalid, quote(string(ev.As)))
-	}
-	st := e.Steps[i]
-	abandon := st.Status.out() && ev.Force && st.Unreachable
-	switch {
-	case st.Status.Final() || st.Status.derived():
-		return fmt.Errorf("%w: step %s is %s, not in doubt", ErrConflict, st.Name, st.Status)
-	case st.Status.out() && !ev.Force:
-		return fmt.Errorf("%w: step %s is %s, not in doubt", ErrConflict, st.Name, st.Status)
-	case st.Status.out() && !abandon:
-		return fmt.Errorf("%w: step %s is %s and its agent %s is reachable", ErrConflict, st.Name, st.Status, st.Agent)
-	case abandon && ev.As == VerdictRerun:
-		return fmt.Errorf("%w: step %s may be running on %s; it can be forced to success or failed, not to run twice", ErrConflict, st.Name, st.Agent)
-	case ev.As == VerdictRerun && e.Record.Cancel != nil:
-		return fmt.Errorf("%w: the request is cancelled, nothing of it starts", ErrConflict)
-	}
-	st = e.become(i, status)
-	st.Decision = &Decision{As: ev.As, By: ev.By, Why: ev.Why, At: e.at, Force: abandon}
-	st.Abandoned = abandon
-	if ev.As == VerdictRerun {
-		st.Failures = 0
-		e.derive(i)
-	}
-	return nil
 }

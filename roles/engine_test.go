@@ -391,7 +391,7 @@ func TestLoadRefusesWhatDoesNotBelongTogether(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var d store
-			d.put(t, good.s, Change{Record: true, Steps: []int{0, 1}})
+			d.put(t, good.s, Change{Record: true, Steps: []string{"a", "b"}})
 			tt.harm(&d)
 			_, err := Load(d.spec, d.record, d.steps, Fence{1, 5}, 5)
 			if !errors.Is(err, ErrInconsistent) || !strings.Contains(err.Error(), tt.want) {

@@ -99,32 +99,6 @@ type RetryDue struct {
 	Attempt int
 }
 
-// Cancel is an operator's order that nothing of the request starts any more and
-// what runs is killed.
-type Cancel struct{ By, Why string }
-
-// Release is an operator's order to let a held request go on.
-type Release struct{ By string }
-
-// Verdict is what an operator says of a step whose end is not known.
-type Verdict string
-
-// The verdicts.
-const (
-	VerdictSuccess Verdict = "success"
-	VerdictFailed  Verdict = "failed"
-	VerdictRerun   Verdict = "rerun"
-)
-
-// Resolve is an operator's word about a step in doubt. With Force it also ends a
-// step whose agent is unreachable.
-type Resolve struct {
-	Step    string
-	As      Verdict
-	By, Why string
-	Force   bool
-}
-
 func (Claimed) event()          {}
 func (AgentChosen) event()      {}
 func (Report) event()           {}
@@ -133,9 +107,6 @@ func (JournalChanged) event()   {}
 func (AgentUnreachable) event() {}
 func (AgentReachable) event()   {}
 func (RetryDue) event()         {}
-func (Cancel) event()           {}
-func (Release) event()          {}
-func (Resolve) event()          {}
 
 // EffectKind says what is to be done.
 type EffectKind string
@@ -176,8 +147,8 @@ type Effect struct {
 type Change struct {
 	// Record says that the status record must be written.
 	Record bool
-	// Steps are the indexes of the steps whose records must be written.
-	Steps []int
+	// Steps names the steps whose records must be written.
+	Steps []string
 	// Replies answer the reports in the event, when all that must be written is
 	// stored. They are not pending: the agent repeats a report until it is answered.
 	Replies []Effect
@@ -189,9 +160,9 @@ type Change struct {
 // And returns what two changes in a row say together.
 func (c Change) And(next Change) Change {
 	c.Record = c.Record || next.Record
-	for _, i := range next.Steps {
-		if !slices.Contains(c.Steps, i) {
-			c.Steps = append(c.Steps, i)
+	for _, name := range next.Steps {
+		if !slices.Contains(c.Steps, name) {
+			c.Steps = append(c.Steps, name)
 		}
 	}
 	c.Replies = append(c.Replies, next.Replies...)

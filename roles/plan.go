@@ -4,6 +4,7 @@ import "fmt"
 
 // plan is a process in the form that the engine reads: indexes for names.
 type plan struct {
+	defs       []*StepDef
 	index      map[string]int
 	needs      [][]int
 	dependents [][]int
@@ -12,44 +13,44 @@ type plan struct {
 	outputs    bool     // some step has outputs
 }
 
-func newPlan(p *Process) (*plan, error) {
-	n := len(p.Steps)
+func newPlan(defs []*StepDef) (*plan, error) {
+	n := len(defs)
 	q := &plan{
+		defs:       defs,
 		index:      make(map[string]int, n),
 		needs:      make([][]int, n),
 		dependents: make([][]int, n),
 		selector:   make([]int, n),
 	}
-	for i := range p.Steps {
-		name := p.Steps[i].Name
-		if _, dup := q.index[name]; dup {
-			return nil, fmt.Errorf("two steps are called %s", quote(name))
+	for i, def := range defs {
+		if _, dup := q.index[def.Name]; dup {
+			return nil, fmt.Errorf("two steps are called %s", quote(def.Name))
 		}
-		q.index[name] = i
+		q.index[def.Name] = i
 	}
 	selectors := make(map[string]int)
-	for i := range p.Steps {
-		switch on := p.Steps[i].On; {
-		case on == OnFailure && len(p.Steps[i].Needs) == 0:
-			return nil, fmt.Errorf("step %s is on: failure and needs nothing", quote(p.Steps[i].Name))
+	for i, def := range defs {
+		switch on := def.On; {
+		case on == OnFailure && len(def.Needs) == 0:
+			return nil, fmt.Errorf("step %s is on: failure and needs nothing", quote(def.Name))
 		case on != OnSuccess && on != OnFailure && on != OnAlways:
-			return nil, fmt.Errorf("step %s is on: %s", quote(p.Steps[i].Name), quote(string(on)))
+			return nil, fmt.Errorf("step %s is on: %s", quote(def.Name), quote(string(on)))
 		}
-		for _, need := range p.Steps[i].Needs {
+		for _, need := range def.Needs {
 			j, ok := q.index[need]
 			if !ok {
-				return nil, fmt.Errorf("step %s needs %s, which does not exist", quote(p.Steps[i].Name), quote(need))
+				return nil, fmt.Errorf("step %s needs %s, which does not exist", quote(def.Name), quote(need))
 			}
 			q.needs[i] = append(q.needs[i], j)
 			q.dependents[j] = append(q.dependents[j], i)
 		}
-		q.outputs = q.outputs || len(p.Steps[i].Outputs) > 0
-		text := p.Steps[i].Agent.String()
+		q.outputs = q.outputs || len(def.Outputs) > 0
+		text := def.Agent.String()
 		k, ok := selectors[text]
 		if !ok {
 			k = len(selectors)
 			selectors[text] = k
-			q.named = append(q.named, p.Steps[i].Agent.Name)
+			q.named = append(q.named, def.Agent.Name)
 		}
 		q.selector[i] = k
 	}

@@ -43,17 +43,18 @@ type StepStatus string
 const (
 	StepWaiting    StepStatus = "waiting"    // for the steps that it needs
 	StepReady      StepStatus = "ready"      // for an agent, or for the delay before a retry
-	StepHeld       StepStatus = "held"       // ready, but the request is held
+	StepHeld       StepStatus = "held"       // ready, but it or the request is held
 	StepDispatched StepStatus = "dispatched" // to an agent, which has not reported it running
 	StepRunning    StepStatus = "running"
 	StepSucceeded  StepStatus = "succeeded"
 	StepFailed     StepStatus = "failed"
-	StepSkipped    StepStatus = "skipped"   // its condition did not hold
-	StepCancelled  StepStatus = "cancelled" // by a cancel of the request
+	StepSkipped    StepStatus = "skipped"   // its condition did not hold, or an operator said so
+	StepCancelled  StepStatus = "cancelled" // by a cancel of the request, or because it was finished
 	StepInDoubt    StepStatus = "in_doubt"  // the end cannot be known
 )
 
-// Final reports whether the step never changes its status again.
+// Final reports whether the step has ended. Only an operator's rerun, while the
+// request is not final, makes it begin anew.
 func (s StepStatus) Final() bool {
 	return s == StepSucceeded || s == StepFailed || s == StepSkipped || s == StepCancelled
 }
@@ -139,8 +140,17 @@ type Step struct {
 	// Abandoned says that the step was decided while its attempt may be running.
 	Abandoned bool `json:"abandoned,omitempty"`
 
-	// Decision is what an operator last said of the step.
+	// Passed says that the step was skipped because an operator wants it so, when it
+	// would have run. It counts as one that succeeded, for those that need it.
+	Passed bool `json:"passed,omitempty"`
+
+	// Decision is what an operator last said of how the step goes on.
 	Decision *Decision `json:"decision,omitempty"`
+	// Hold says who holds the step; nil: nobody.
+	Hold *Order `json:"hold,omitempty"`
+	// Amended is what an operator has made of the definition of the step since the
+	// request was accepted; nil: nothing.
+	Amended *Amendment `json:"amended,omitempty"`
 	// Failures and Unknowns count how attempts ended, failures from the last rerun
 	// on.
 	Failures int `json:"failures,omitempty"`
@@ -159,8 +169,25 @@ type Decision struct {
 	Force bool    `json:"force,omitempty"`
 }
 
-// Cancellation says who cancelled a request.
-type Cancellation struct {
+// Skipped reports whether an operator wants the step skipped, and nothing of it has
+// started since.
+func (s *Step) Skipped() bool { return s.Decision != nil && s.Decision.As == VerdictSkip }
+
+// given reports whether an operator has said how the step ended, without the word of
+// an agent.
+func (s *Step) given() bool {
+	if s.Decision == nil {
+		return false
+	}
+	switch s.Decision.As {
+	case VerdictSuccess, VerdictFailed, VerdictAbandon:
+		return true
+	}
+	return false
+}
+
+// Order says who ordered something, why and when.
+type Order struct {
 	By  string `json:"by"`
 	Why string `json:"why,omitempty"`
 	At  Stamp  `json:"at"`
@@ -172,10 +199,14 @@ type Record struct {
 	// Generation is the one in which the request was last accepted or claimed.
 	Generation uint64 `json:"generation"`
 	// Held says that nothing is started until an operator releases the request.
-	Held       bool          `json:"held,omitempty"`
-	Cancel     *Cancellation `json:"cancel,omitempty"`
-	StartedAt  Stamp         `json:"started_at,omitempty"`  // first claimed
-	FinishedAt Stamp         `json:"finished_at,omitempty"` // became final
+	Held bool `json:"held,omitempty"`
+	// HeldBy is who holds it; nil: nobody has, the cluster itself does.
+	HeldBy *Order `json:"held_by,omitempty"`
+	Cancel *Order `json:"cancel,omitempty"`
+	// Finish says who gave the request its final status; nil: it came to it.
+	Finish     *Order `json:"finish,omitempty"`
+	StartedAt  Stamp  `json:"started_at,omitempty"`  // first claimed
+	FinishedAt Stamp  `json:"finished_at,omitempty"` // became final
 }
 
 // State is a request and all that has become of it. Copies share what they point
@@ -183,7 +214,9 @@ type Record struct {
 type State struct {
 	Request *Request
 	Record  Record
-	// Steps has one element for each step of the process, in its order.
+	// Steps has one element for each step of the process, in its order, and for each
+	// that an operator has inserted, at its place. An index is good for this State
+	// only.
 	Steps []*Step
 	// Fence is the present claim; zero: not claimed.
 	Fence Fence
@@ -248,16 +281,16 @@ func assemble(r *Request, rec Record, known map[string]*Step, fence Fence) (Stat
 	fail := func(format string, args ...any) (State, error) {
 		return State{}, fmt.Errorf("request %s: %w: %s", quote(r.ID), ErrInconsistent, fmt.Sprintf(format, args...))
 	}
-	p, err := newPlan(&r.Process)
+	p, err := newPlan(layout(r, known))
 	if err != nil {
 		return fail("%v", err)
 	}
 	if !rec.Status.valid() {
 		return fail("status %s", quote(string(rec.Status)))
 	}
-	s := State{Request: r, Record: rec, Steps: make([]*Step, len(r.Process.Steps)), Fence: fence, plan: p}
+	s := State{Request: r, Record: rec, Steps: make([]*Step, len(p.defs)), Fence: fence, plan: p}
 	for i := range s.Steps {
-		name := r.Process.Steps[i].Name
+		name := p.defs[i].Name
 		step, ok := known[name]
 		if !ok {
 			step = &Step{Name: name, Status: StepWaiting}
@@ -285,7 +318,7 @@ func assemble(r *Request, rec Record, known map[string]*Step, fence Fence) (Stat
 		return s, nil
 	}
 	for i, step := range s.Steps {
-		switch status := s.due(i); {
+		switch status, _ := s.due(i); {
 		case status == StepSkipped && step.Status.derived():
 			return fail("step %s: %s, but its needs say skipped", step.Name, step.Status)
 		case status != step.Status:
@@ -305,8 +338,8 @@ func (s State) Index(step string) int {
 	return -1
 }
 
-// Def returns the definition of step i.
-func (s State) Def(i int) *StepDef { return &s.Request.Process.Steps[i] }
+// Def returns the definition of step i, as it is now.
+func (s State) Def(i int) *StepDef { return s.plan.defs[i] }
 
 // View is a request as it is shown: by the API, and by commands with -o json.
 type View struct {
@@ -319,7 +352,9 @@ type View struct {
 	RequestedAt Stamp             `json:"requested_at"`
 	StartedAt   Stamp             `json:"started_at,omitempty"`
 	FinishedAt  Stamp             `json:"finished_at,omitempty"`
-	Cancel      *Cancellation     `json:"cancel,omitempty"`
+	HeldBy      *Order            `json:"held_by,omitempty"`
+	Cancel      *Order            `json:"cancel,omitempty"`
+	Finish      *Order            `json:"finish,omitempty"`
 	Steps       []StepView        `json:"steps"`
 }
 
@@ -343,7 +378,9 @@ func (s State) View() View {
 		RequestedAt: s.Request.RequestedAt,
 		StartedAt:   s.Record.StartedAt,
 		FinishedAt:  s.Record.FinishedAt,
+		HeldBy:      s.Record.HeldBy,
 		Cancel:      s.Record.Cancel,
+		Finish:      s.Record.Finish,
 		Steps:       make([]StepView, len(s.Steps)),
 	}
 	maps.Copy(v.Params, s.Request.Params)

@@ -34,49 +34,52 @@ func summary(s State) string {
 func define(t tester, lines ...string) *Process {
 	p := &Process{Name: "test"}
 	for _, line := range lines {
-		words := strings.Fields(line)
-		s := StepDef{Name: words[0], On: OnSuccess, Agent: Selector{Name: "a1"}, Run: "true"}
-		for i := 1; i < len(words); i++ {
-			arg := func() string { i++; return words[i] }
-			switch words[i] {
-			case "needs":
-				s.Needs = strings.Split(arg(), ",")
-			case "on":
-				s.On = Condition(arg())
-			case "recovers":
-				s.Recovers = true
-			case "retry":
-				s.Retry.Attempts, _ = strconv.Atoi(arg())
-			case "delay":
-				if err := s.Retry.Delay.UnmarshalText([]byte(arg())); err != nil {
-					t.Fatal(err)
-				}
-			case "repeatable":
-				s.Repeatable = true
-			case "codes":
-				for code := range strings.SplitSeq(arg(), ",") {
-					n, err := strconv.Atoi(code)
-					if err != nil {
-						t.Fatal(err)
-					}
-					s.SuccessCodes = append(s.SuccessCodes, n)
-				}
-			case "outputs":
-				s.Outputs = strings.Split(arg(), ",")
-			case "agent":
-				s.Agent = Selector{Name: arg()}
-			case "tier":
-				s.Agent = Selector{Labels: map[string]string{"tier": arg()}}
-			default:
-				t.Fatalf("what is %q?", words[i])
-			}
-		}
-		p.Steps = append(p.Steps, s)
+		p.Steps = append(p.Steps, defineStep(t, strings.Fields(line)))
 	}
 	if err := p.Validate(); err != nil {
 		t.Fatal(err)
 	}
 	return p
+}
+
+func defineStep(t tester, words []string) StepDef {
+	s := StepDef{Name: words[0], On: OnSuccess, Agent: Selector{Name: "a1"}, Run: "true"}
+	for i := 1; i < len(words); i++ {
+		arg := func() string { i++; return words[i] }
+		switch words[i] {
+		case "needs":
+			s.Needs = strings.Split(arg(), ",")
+		case "on":
+			s.On = Condition(arg())
+		case "recovers":
+			s.Recovers = true
+		case "retry":
+			s.Retry.Attempts, _ = strconv.Atoi(arg())
+		case "delay":
+			if err := s.Retry.Delay.UnmarshalText([]byte(arg())); err != nil {
+				t.Fatal(err)
+			}
+		case "repeatable":
+			s.Repeatable = true
+		case "codes":
+			for code := range strings.SplitSeq(arg(), ",") {
+				n, err := strconv.Atoi(code)
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.SuccessCodes = append(s.SuccessCodes, n)
+			}
+		case "outputs":
+			s.Outputs = strings.Split(arg(), ",")
+		case "agent":
+			s.Agent = Selector{Name: arg()}
+		case "tier":
+			s.Agent = Selector{Labels: map[string]string{"tier": arg()}}
+		default:
+			t.Fatalf("what is %q?", words[i])
+		}
+	}
+	return s
 }
 
 func newState(t tester, p *Process) State {
@@ -218,8 +221,24 @@ func (y *story) event(f []string) Event {
 		return RetryDue{Step: arg(1), Attempt: number(2, 1)}
 	case "cancel":
 		return Cancel{By: "ada", Why: "wrong version"}
-	case "release":
-		return Release{By: "ada"}
+	case "hold": // hold [STEP]
+		return Hold{Step: arg(1), By: "ada"}
+	case "release": // release [STEP]
+		return Release{Step: arg(1), By: "ada"}
+	case "skip": // skip STEP
+		return Skip{Step: arg(1), By: "ada"}
+	case "rerun", "from": // rerun STEP; from STEP: and what depends on it
+		return Rerun{Step: arg(1), From: f[0] == "from", By: "ada"}
+	case "finish": // finish STATUS
+		return Finish{As: RequestStatus(arg(1)), By: "ada"}
+	case "before": // before OTHER STEP...
+		return Insert{Def: defineStep(y.t, f[2:]), Before: arg(1), By: "ada"}
+	case "after": // after OTHER STEP...
+		return Insert{Def: defineStep(y.t, f[2:]), After: arg(1), By: "ada"}
+	case "between": // between AFTER BEFORE STEP...
+		return Insert{Def: defineStep(y.t, f[3:]), After: arg(1), Before: arg(2), By: "ada"}
+	case "change": // change STEP...
+		return Amend{Step: arg(1), Def: defineStep(y.t, f[1:]), By: "ada"}
 	case "resolve", "force": // resolve STEP VERDICT
 		return Resolve{Step: arg(1), As: Verdict(arg(2)), By: "ada", Force: f[0] == "force"}
 	}
@@ -290,8 +309,8 @@ func (d *store) put(t tester, s State, c Change) {
 			t.Fatal(err)
 		}
 	}
-	for _, i := range c.Steps {
-		if d.steps[s.Steps[i].Name], err = json.Marshal(s.Steps[i]); err != nil {
+	for _, name := range c.Steps {
+		if d.steps[name], err = json.Marshal(s.Steps[s.Index(name)]); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -318,7 +337,8 @@ func snapshot(t tester, s State) string {
 		Record Record
 		Steps  []*Step
 		Fence  Fence
-	}{s.Record, s.Steps, s.Fence})
+		Defs   []*StepDef
+	}{s.Record, s.Steps, s.Fence, s.plan.defs})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -225,8 +225,8 @@ func records(id string, state roles.State, change roles.Change) []coord.Write {
 	if change.Record {
 		writes = append(writes, coord.Put(statusKey(id), encode(state.Record)))
 	}
-	for _, i := range change.Steps {
-		writes = append(writes, coord.Put(stepKey(id, state.Steps[i].Name), encode(state.Steps[i])))
+	for _, name := range change.Steps {
+		writes = append(writes, coord.Put(stepKey(id, name), encode(state.Steps[state.Index(name)])))
 	}
 	return writes
 }
@@ -235,8 +235,8 @@ func records(id string, state roles.State, change roles.Change) []coord.Write {
 // it that state, and returns the writes that this and the change ask for.
 func (d *desk) feedOne(o *owned, next roles.State, change roles.Change) []coord.Write {
 	state, more, starved := d.choose(next)
-	for _, i := range more.Steps {
-		d.concerns(o, state.Steps[i].Agent)
+	for _, name := range more.Steps {
+		d.concerns(o, state.Steps[state.Index(name)].Agent)
 	}
 	delete(d.starved, o.id)
 	if starved {

@@ -6,7 +6,6 @@ import (
 
 	"uac/coord"
 	"uac/roles"
-	"uac/roles/controller/api"
 	"uac/roles/wire"
 )
 
@@ -158,88 +157,6 @@ func (d *desk) strange(agent, id string, known *wire.Fence, m *wire.AgentMessage
 		Kind: roles.EffectAck, Agent: agent, Step: rep.GetAttempt().GetStep(),
 		Attempt: int(rep.GetAttempt().GetAttempt()), Fence: fence,
 	})
-}
-
-// command is one entry of a request's inbox.
-type command struct {
-	Kind  string        `json:"kind"` // cancel, resolve, release
-	By    string        `json:"by"`
-	Why   string        `json:"why,omitempty"`
-	Step  string        `json:"step,omitempty"`
-	As    roles.Verdict `json:"as,omitempty"`
-	Force bool          `json:"force,omitempty"`
-}
-
-func (c command) event() roles.Event {
-	switch c.Kind {
-	case "cancel":
-		return roles.Cancel{By: c.By, Why: c.Why}
-	case "resolve":
-		return roles.Resolve{Step: c.Step, As: c.As, By: c.By, Why: c.Why, Force: c.Force}
-	case "release":
-		return roles.Release{By: c.By}
-	}
-	return nil
-}
-
-// command consumes an entry of the inbox in the transaction of its effect.
-func (d *desk) command(kv coord.KV) {
-	// The desk may hear of a change after it has read the inbox at a claim. What
-	// is gone by now was obeyed, perhaps by an earlier owner.
-	if _, there := d.c.member.View().Get(kv.Key); !there {
-		return
-	}
-	id, _ := requestOf(kv.Key, prefixInbox)
-	o := d.owned[id]
-	if o == nil {
-		d.tooLate(id, kv)
-		return
-	}
-	if o.commands[kv.Key] {
-		return
-	}
-	o.commands[kv.Key] = true
-	cmd, err := decode[command](kv)
-	ev := cmd.event()
-	if err != nil || ev == nil {
-		d.log.Error("command cannot be read", "request", id, "error", err)
-		d.consume(o, kv.Key, nil)
-		return
-	}
-	if _, _, err := roles.Next(o.state, ev, now()); err != nil {
-		// It fitted when it was given and does not any more.
-		refusal := d.c.refusal(id, cmd, err.Error())
-		d.consume(o, kv.Key, &refusal)
-		return
-	}
-	d.apply(o, ev, coord.Del(kv.Key))
-}
-
-// tooLate removes a command for a request that was final before the command
-// came. While it is open that is for its owner: who claims it reads the inbox.
-func (d *desk) tooLate(id string, kv coord.KV) {
-	state, claim, _, ok, err := loadRequest(d.c.member.View().Snapshot(), id)
-	if !ok || err != nil || !state.Record.Status.Final() || claim.Node != d.c.cfg.Name || claim.Epoch != d.s.Epoch() {
-		return
-	}
-	cmd, _ := decode[command](kv) // whatever it says
-	d.s.Submit(coord.Tx{Then: []coord.Write{
-		coord.Del(kv.Key), d.c.refusal(id, cmd, "the request has "+string(state.Record.Status)+" already"),
-	}}, func(coord.Result, error) {})
-}
-
-// refusal is the event that tells of a command that came too late.
-func (c *Controller) refusal(id string, cmd command, reason string) coord.Write {
-	return c.event(api.Event{Kind: "request.command_refused", Subject: id, By: cmd.By,
-		Detail: map[string]string{"command": cmd.Kind, "step": cmd.Step, "reason": reason}})
-}
-
-func (d *desk) consume(o *owned, key string, with *coord.Write) {
-	writes := []coord.Write{coord.Del(key)}
-	if with != nil {
-		writes = append(writes, *with)
-	}
-	d.store(o, writes)
 }
 
 func fenceOf(f *wire.Fence) roles.Fence {
