@@ -64,6 +64,59 @@ func Decode(file string, r io.Reader) ([]Document, error) {
 	return d.documents, nil
 }
 
+// DecodeStep reads the definition of one step, as it stands in the steps of a process,
+// for a request that runs. What only the request can tell is left to it: whether what
+// the step needs exists, and whether it needs anything. The errors are those of
+// [Decode].
+func DecodeStep(file string, r io.Reader) (*StepDef, error) {
+	text, err := io.ReadAll(io.LimitReader(r, MaxDocument+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", file, err)
+	}
+	d := &decoder{problemList: problemList{file: file}}
+	s := &StepDef{On: OnSuccess}
+	switch {
+	case len(text) > MaxDocument:
+		d.addf(0, 0, "", "is larger than %d bytes", MaxDocument)
+	case !utf8.Valid(text):
+		line, column := firstInvalid(text)
+		d.addf(line, column, "", "is not valid UTF-8")
+	default:
+		d.step(text, s)
+	}
+	if err := d.err(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (d *decoder) step(text []byte, s *StepDef) {
+	d.places, d.excused = make(map[string]position), make(map[string]bool)
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	var n, more yaml.Node
+	switch err := dec.Decode(&n); {
+	case errors.Is(err, io.EOF):
+		d.addf(0, 0, "", "is empty: it must define a step")
+		return
+	case err != nil:
+		d.syntax(err, text)
+		return
+	case !errors.Is(dec.Decode(&more), io.EOF):
+		d.addf(0, 0, "", "must define one step and nothing else")
+		return
+	}
+	if d.refuse(n.Content[0], 1); d.total > 0 {
+		return
+	}
+	d.readStep(s, n.Content[0], "")
+	s.check(func(path, format string, args ...any) {
+		if !d.isExcused(path) {
+			p := d.place(path)
+			d.addf(p.line, p.column, path, format, args...)
+		}
+	})
+}
+
 // firstInvalid returns line and column of the first byte that is not UTF-8.
 func firstInvalid(text []byte) (line, column int) {
 	line, column = 1, 1

@@ -37,6 +37,19 @@ func (p *Process) check(addf func(path, format string, args ...any)) {
 	v.steps()
 }
 
+// check calls addf for what is wrong with a step by itself, whatever it needs.
+func (s *StepDef) check(addf func(path, format string, args ...any)) {
+	alone := *s
+	if alone.Needs = nil; alone.On == OnFailure {
+		alone.Needs = []string{s.Name} // it may get needs where it is put
+	}
+	v := &validator{process: &Process{Steps: []StepDef{alone}}, addf: func(path, format string, args ...any) {
+		addf(strings.TrimPrefix(strings.TrimPrefix(path, "steps[0]"), "."), format, args...)
+	}}
+	v.check("name", CheckName(s.Name))
+	v.step(0)
+}
+
 type validator struct {
 	process *Process
 	addf    func(path, format string, args ...any)

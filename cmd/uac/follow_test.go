@@ -106,11 +106,7 @@ type slowOwner struct {
 	whenWatched
 }
 
-func (b slowOwner) Resolve(context.Context, api.Actor, string, string, string, bool) error {
-	return nil
-}
-func (b slowOwner) Cancel(context.Context, api.Actor, string) error  { return nil }
-func (b slowOwner) Release(context.Context, api.Actor, string) error { return nil }
+func (b slowOwner) Steer(context.Context, api.Actor, string, api.Order) error { return nil }
 
 // An order to a request that is in doubt is waited for: that it is still in doubt
 // before the owner has obeyed is not the outcome.
@@ -122,6 +118,8 @@ func TestWaitAfterAnOrder(t *testing.T) {
 		r.Steps = []api.Step{
 			{Name: "backup", Status: roles.StepInDoubt, Attempt: attempt, Agent: "db1"},
 			{Name: "check", Status: roles.StepInDoubt, Attempt: 1, Agent: "db1"},
+			{Name: "later", Needs: []string{"check"}, Status: roles.StepHeld},
+			{Name: "done", Status: roles.StepFailed, Attempt: 1, Agent: "db1"},
 		}
 	}
 	for _, tt := range []struct {
@@ -139,6 +137,13 @@ func TestWaitAfterAnOrder(t *testing.T) {
 		}, exitInDoubt, "succeeded"},
 		{"cancel %s", func(s *apitest.State) { doubt(s, 1, "cancelled by alice") }, exitInDoubt, "cancelled by alice"},
 		{"release %s", func(s *apitest.State) { doubt(s, 1, "released") }, exitInDoubt, "released"},
+		{"release %s --step later", func(s *apitest.State) { s.Requests[1].Steps[2].Status = roles.StepWaiting }, exitInDoubt, "waiting"},
+		{"skip %s --step later", func(s *apitest.State) { s.Requests[1].Steps[2].Reason = "skipped by alice" }, exitInDoubt, "skipped by alice"},
+		{"rerun %s --step done", func(s *apitest.State) { s.Requests[1].Steps[3].Attempt = 2 }, exitInDoubt, "2"},
+		{"insert %s -f testdata/step.yaml --after done", func(s *apitest.State) {
+			s.Requests[1].Steps = append(s.Requests[1].Steps, api.Step{Name: "mail", Status: roles.StepWaiting})
+		}, exitInDoubt, "mail"},
+		{"finish %s --as succeeded", func(s *apitest.State) { s.Requests[1].Status = roles.RequestSucceeded }, exitDone, "succeeded"},
 	} {
 		b := apitest.New(sampleState())
 		b.Update(func(s *apitest.State) {

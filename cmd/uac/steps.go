@@ -135,7 +135,7 @@ func note(b branch) string {
 
 // oneLine returns the value of an output as it fits into a table.
 func oneLine(value string) string {
-	const most = 60
+	const most = 80 // a digest is shorter
 	if short := []rune(value); len(short) > most {
 		value = string(short[:most]) + "..."
 	}
