@@ -136,7 +136,7 @@ func (e *edit) starts() error {
 	return nil
 }
 
-func (o Cancel) apply(e *edit) error {
+func (o Cancel) apply(e *edit) error { //nolint:unparam // as every order
 	if e.Record.Cancel != nil {
 		return nil
 	}
