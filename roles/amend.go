@@ -18,9 +18,38 @@ type Amendment struct {
 	After    string `json:"after,omitempty"`
 }
 
-// layout returns the definitions of all steps of a request in their order, which
-// follows from the spec and from the records of the steps alone.
-func layout(r *Request, records map[string]*Step) []*StepDef {
+// layout returns the definitions of all steps of a request in their order, and which
+// step each is an instance of, or nil if none is. Both follow from the spec and from
+// the records of the steps alone.
+func layout(r *Request, records map[string]*Step) (defs []*StepDef, parents []int) {
+	defs = definitions(r, records)
+	if !slices.ContainsFunc(defs, func(d *StepDef) bool { return d.ForEach != nil }) {
+		return defs, nil
+	}
+	var all []*StepDef
+	for _, def := range defs {
+		parent := len(all)
+		all, parents = append(all, def), append(parents, -1)
+		if st := records[def.Name]; st != nil && st.Expansion != nil {
+			for _, agent := range st.Expansion.Agents {
+				all, parents = append(all, def.instance(agent)), append(parents, parent)
+			}
+		}
+	}
+	return all, parents
+}
+
+// instance returns the definition of the instance of a step on an agent.
+func (s *StepDef) instance(agent string) *StepDef {
+	def := *s
+	def.Name, def.Agent = s.Name+"@"+agent, Selector{Name: agent}
+	def.Needs, def.On, def.Recovers = nil, OnSuccess, false
+	def.ForEach, def.MaxParallel, def.FailFast = nil, 0, false
+	return &def
+}
+
+// definitions returns those of the steps that are no instances.
+func definitions(r *Request, records map[string]*Step) []*StepDef {
 	defs := make([]*StepDef, len(r.Process.Steps), max(len(r.Process.Steps), len(records)))
 	for i := range defs {
 		defs[i] = &r.Process.Steps[i]
@@ -73,14 +102,4 @@ func (e *edit) rebuild() error {
 		}
 	}
 	return nil
-}
-
-// definition returns the process as it is with all amendments, for checking it.
-func (s State) definition() *Process {
-	p := s.Request.Process
-	p.Steps = make([]StepDef, 0, len(s.plan.defs))
-	for _, def := range s.plan.defs {
-		p.Steps = append(p.Steps, *def)
-	}
-	return &p
 }

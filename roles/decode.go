@@ -574,9 +574,26 @@ func (d *decoder) readStep(s *StepDef, n *yaml.Node, path string) {
 				"delay":    d.duration(&s.Retry.Delay),
 			})
 		},
-		"repeatable":      d.flag(&s.Repeatable),
-		"artifact":        d.later("run"),
-		"for_each":        d.later(),
+		"repeatable": d.flag(&s.Repeatable),
+		"artifact":   d.later("run"),
+		"for_each": func(n *yaml.Node, path string) {
+			s.ForEach = &Targets{}
+			d.excused[join(parent(path), "agent")] = s.Agent.Name == "" && s.Agent.Labels == nil
+			before := d.total
+			d.object(n, path, map[string]setter{
+				"names": func(n *yaml.Node, path string) {
+					s.ForEach.Names = []string{}
+					d.words(&s.ForEach.Names)(n, path)
+				},
+				"labels":  d.texts(&s.ForEach.Labels),
+				"cluster": d.later(),
+			})
+			if d.total > before {
+				d.excused[path] = true
+			}
+		},
+		"max_parallel":    d.count(&s.MaxParallel, MaxAgents),
+		"fail_fast":       d.flag(&s.FailFast),
 		"stop_when_alone": d.limit(&s.StopWhenAlone),
 	})
 }

@@ -53,6 +53,14 @@ steps:
     recovers: true
     agent: {labels: {zone: "1", tier: web}}
     argv: [./rollback.sh, --to, 1.10, ""]
+  - name: everywhere
+    for_each: {labels: {tier: web}}
+    max_parallel: 2
+    fail_fast: true
+    run: "true"
+  - name: some
+    for_each: {names: [web1, web2]}
+    run: "true"
 `
 
 func deployWebProcess() *Process {
@@ -74,6 +82,8 @@ func deployWebProcess() *Process {
 				Repeatable: true, KillGrace: Duration(time.Minute), StopWhenAlone: Duration(5 * time.Minute),
 			},
 			{Name: "rollback", Needs: []string{"switch"}, On: OnFailure, Recovers: true, Agent: web, Argv: []string{"./rollback.sh", "--to", "1.10", ""}},
+			{Name: "everywhere", On: OnSuccess, ForEach: &Targets{Labels: map[string]string{"tier": "web"}}, MaxParallel: 2, FailFast: true, Run: "true"},
+			{Name: "some", On: OnSuccess, ForEach: &Targets{Names: []string{"web1", "web2"}}, Run: "true"},
 		},
 	}
 }
@@ -93,7 +103,7 @@ func TestDecode(t *testing.T) {
 		{"nothing", "", nil},
 		{"only comments", "# nothing\n---\n# here\n...\n", nil},
 		{"one", deployWeb, []Document{want}},
-		{"two", "---\n" + deployWeb + "---\n" + small, []Document{at(want, 2), at(second, 37)}},
+		{"two", "---\n" + deployWeb + "---\n" + small, []Document{at(want, 2), at(second, 45)}},
 		{"end marker", small + "...\n# over\n---\n\n" + deployWeb, []Document{at(second, 1), at(want, 9)}},
 		{"CRLF", strings.ReplaceAll(deployWeb, "\n", "\r\n"), []Document{want}},
 		{"byte order mark", "\ufeff" + small, []Document{at(second, 1)}},
@@ -276,9 +286,16 @@ func genProcess(t *rapid.T) *Process {
 			s.On = OnAlways
 		}
 		s.Recovers = s.On == OnFailure && rapid.Bool().Draw(t, "recovers")
-		if rapid.Bool().Draw(t, "named") {
+		switch rapid.IntRange(0, 3).Draw(t, "where") {
+		case 0:
+			s.ForEach = &Targets{Names: rapid.SliceOfNDistinct(rapid.StringMatching(`[a-z0-9]{1,3}`), 1, 3, rapid.ID).Draw(t, "names")}
+			s.MaxParallel = rapid.IntRange(0, MaxAgents).Draw(t, "parallel")
+		case 1:
+			s.ForEach = &Targets{Labels: map[string]string{"tier": "web"}}
+			s.FailFast = rapid.Bool().Draw(t, "fail fast")
+		case 2:
 			s.Agent.Name = rapid.StringMatching(`[a-z0-9]([a-z0-9-]{0,5}[a-z0-9])?`).Draw(t, "agent")
-		} else {
+		default:
 			s.Agent.Labels = rapid.MapOfN(name, rapid.StringMatching(`[A-Za-z0-9._-]{0,5}`), 1, 3).Draw(t, "labels")
 		}
 		if rapid.Bool().Draw(t, "argv") {

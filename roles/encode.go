@@ -149,10 +149,19 @@ func stepNode(s *StepDef) *yaml.Node {
 		o.text("on", string(s.On))
 	}
 	o.flag("recovers", s.Recovers)
-	agent := newObject(yaml.FlowStyle)
-	agent.text("name", s.Agent.Name)
-	agent.texts("labels", s.Agent.Labels, yaml.FlowStyle)
-	o.add("agent", agent.node)
+	if s.ForEach != nil {
+		each := newObject(yaml.FlowStyle)
+		each.list("names", s.ForEach.Names)
+		each.texts("labels", s.ForEach.Labels, yaml.FlowStyle)
+		o.add("for_each", each.node)
+		o.number("max_parallel", s.MaxParallel)
+		o.flag("fail_fast", s.FailFast)
+	} else {
+		agent := newObject(yaml.FlowStyle)
+		agent.text("name", s.Agent.Name)
+		agent.texts("labels", s.Agent.Labels, yaml.FlowStyle)
+		o.add("agent", agent.node)
+	}
 	o.text("run_as", s.RunAs)
 	o.text("dir", s.Dir)
 	o.texts("env", s.Env, 0)

@@ -52,6 +52,8 @@ func (e *edit) apply(event Event) error {
 		return e.claimed(ev)
 	case AgentChosen:
 		return e.agentChosen(ev)
+	case Expanded:
+		return e.expanded(ev)
 	case Report:
 		return e.report(ev, false)
 	case Adopted:
@@ -109,6 +111,9 @@ func (s *State) due(i int) (status StepStatus, runs bool) {
 	if !st.Status.derived() {
 		return st.Status, false
 	}
+	if p := s.plan.of(i); p >= 0 {
+		return s.dueInstance(st, s.Steps[p])
+	}
 	succeeded, failed := 0, 0
 	for _, j := range s.plan.needs[i] {
 		switch need := s.Steps[j]; {
@@ -139,9 +144,15 @@ func (s *State) due(i int) (status StepStatus, runs bool) {
 // derive gives step i the status that follows from its needs.
 func (e *edit) derive(i int) {
 	switch status, runs := e.due(i); {
+	case status == StepReady && e.Steps[i].Expansion != nil:
+		e.begin(i) // again, on the same agents
 	case status == e.Steps[i].Status:
 	case status == StepSkipped:
 		e.become(i, StepSkipped).Passed = runs
+		first, end := e.plan.instances(i) // of an earlier time
+		for k := first; k < end; k++ {
+			e.become(k, StepSkipped).Passed = runs
+		}
 	default:
 		e.step(i).Status = status
 	}
@@ -153,6 +164,10 @@ func (e *edit) settle() {
 	for len(e.ended) > 0 {
 		i := e.ended[0]
 		e.ended = e.ended[1:]
+		if p := e.plan.of(i); p >= 0 {
+			e.gather(p)
+			continue
+		}
 		for _, j := range e.plan.dependents[i] {
 			e.derive(j)
 		}
@@ -175,8 +190,10 @@ func (e *edit) status() RequestStatus {
 	final, moving, failed := true, false, false
 	for i, st := range e.Steps {
 		switch {
+		case st.spread(): // its instances tell
+			final = false
 		case st.Status == StepFailed:
-			failed = failed || !e.recovered(i)
+			failed = failed || e.plan.of(i) < 0 && !e.recovered(i)
 		case st.Status == StepWaiting || st.Status == StepInDoubt:
 			final = false
 		case !st.Status.Final():
@@ -257,8 +274,10 @@ func (e *edit) agentChosen(ev AgentChosen) error {
 	switch {
 	case i < 0:
 		return fmt.Errorf("%w: there is no step %s", ErrInvalid, quote(ev.Step))
-	case e.Steps[i].Status != StepReady || e.Steps[i].BackingOff:
+	case e.Steps[i].Status != StepReady || e.Steps[i].BackingOff || e.room(e.plan.of(i)) == 0:
 		return nil // the answer came too late
+	case e.Def(i).ForEach != nil:
+		return fmt.Errorf("%w: step %s dispatched as a whole", ErrInvalid, ev.Step)
 	case e.Fence == Fence{}:
 		return fmt.Errorf("%w: step %s dispatched without a claim", ErrInvalid, ev.Step)
 	case ev.Agent == "" || ev.Journal.ID == "":

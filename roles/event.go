@@ -21,6 +21,14 @@ type AgentChosen struct {
 	Journal Journal
 }
 
+// Expanded says which agents a ready step with for_each is to run on: those that are
+// known and not suspended, connected or not. It begins with an instance for each.
+// Without one it fails.
+type Expanded struct {
+	Step   string
+	Agents []string
+}
+
 // AttemptState is what an agent's journal says of an attempt.
 type AttemptState string
 
@@ -101,6 +109,7 @@ type RetryDue struct {
 
 func (Claimed) event()          {}
 func (AgentChosen) event()      {}
+func (Expanded) event()         {}
 func (Report) event()           {}
 func (Adopted) event()          {}
 func (JournalChanged) event()   {}
@@ -111,12 +120,14 @@ func (RetryDue) event()         {}
 // EffectKind says what is to be done.
 type EffectKind string
 
-// The kinds of effects. All but EffectChooseAgent and EffectWait reach beyond the
-// caller and may be performed only when the state that asks for them is stored.
+// The kinds of effects. All but EffectChooseAgent, EffectExpand and EffectWait reach
+// beyond the caller and may be performed only when the state that asks for them is stored.
 const (
 	// EffectChooseAgent: find an agent for a ready step and say AgentChosen. If
 	// Agent is set, it must be that one. Nothing is due while there is none.
 	EffectChooseAgent EffectKind = "choose_agent"
+	// EffectExpand: find the agents of a ready step with for_each and say Expanded.
+	EffectExpand EffectKind = "expand"
 	// EffectWait: say RetryDue after Delay from now.
 	EffectWait EffectKind = "wait"
 	// EffectAdopt: tell the agent the fence, and say Adopted with its answer.

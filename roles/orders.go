@@ -128,6 +128,15 @@ func (e *edit) idle(step string) (int, error) {
 	return i, nil
 }
 
+// defined is named for a step that has a definition of its own.
+func (e *edit) defined(step string) (int, error) {
+	i, err := e.named(step)
+	if err == nil && e.plan.of(i) >= 0 {
+		return i, conflictf("step %s is an instance: name the step that it is of, %s", step, e.Steps[e.plan.of(i)].Name)
+	}
+	return i, err
+}
+
 // starts refuses what could make something start after a cancel.
 func (e *edit) starts() error {
 	if e.Record.Cancel != nil {
@@ -161,12 +170,15 @@ func (o Hold) apply(e *edit) error {
 		}
 		return nil
 	}
-	i, err := e.idle(o.Step)
+	i, err := e.named(o.Step)
+	if err == nil && !e.Steps[i].spread() {
+		i, err = e.idle(o.Step)
+	}
 	if err != nil || e.Steps[i].Hold != nil {
 		return err
 	}
 	e.step(i).Hold = by
-	e.derive(i)
+	e.deriveAll()
 	return nil
 }
 
@@ -187,7 +199,7 @@ func (o Release) apply(e *edit) error {
 		return conflictf("step %s is not held", o.Step)
 	}
 	e.step(i).Hold = nil
-	e.derive(i)
+	e.deriveAll()
 	return nil
 }
 
@@ -217,10 +229,7 @@ func (o Rerun) apply(e *edit) error {
 	if err != nil {
 		return err
 	}
-	again := []int{i}
-	if o.From {
-		again = e.after(i)
-	}
+	again := e.anew(i, o.From)
 	for _, j := range again {
 		switch st := e.Steps[j]; {
 		case st.Abandoned:
@@ -229,7 +238,7 @@ func (o Rerun) apply(e *edit) error {
 			return conflictf("step %s is in doubt: resolve it", st.Name)
 		case st.Status.out() || j == i && st.Status.derived() && !st.Skipped():
 			return conflictf("step %s is %s, it has not ended", st.Name, st.Status)
-		case j == i && st.Status == StepSkipped && !st.Passed:
+		case j == i && st.Status == StepSkipped && !st.Passed && e.plan.of(i) < 0:
 			return conflictf("step %s was skipped because of what it needs: run that again, with all that follows", st.Name)
 		}
 	}
@@ -246,8 +255,39 @@ func (o Rerun) apply(e *edit) error {
 			st.Decision = &Decision{As: VerdictRerun, By: o.By, Why: o.Why, At: e.at}
 		}
 	}
+	if p := e.plan.of(i); p >= 0 && e.Steps[p].Status.Final() {
+		e.begin(p)
+	}
 	e.deriveAll()
 	return nil
+}
+
+// anew returns the steps that begin anew if step i does, which is the first of them:
+// its instances with it and, if from is set, everything that depends on it. Of an
+// instance these are what depends on the step that it is of, and the other instances
+// that were not to begin after its failure.
+func (e *edit) anew(i int, from bool) []int {
+	found := []int{i}
+	p := e.plan.of(i)
+	switch {
+	case from && p >= 0:
+		first, end := e.plan.instances(p)
+		for k := first; k < end; k++ {
+			if st := e.Steps[k]; k != i && st.Status == StepSkipped && !st.Passed {
+				found = append(found, k)
+			}
+		}
+		found = append(found, e.after(p)[1:]...)
+	case from:
+		found = e.after(i)
+	}
+	for _, j := range found {
+		first, end := e.plan.instances(j)
+		for k := first; k < end; k++ {
+			found = append(found, k)
+		}
+	}
+	return found
 }
 
 // after returns step i and all steps that need it, directly or not.
@@ -268,7 +308,7 @@ func (o Finish) apply(e *edit) error {
 		return fmt.Errorf("%w: a request is finished as succeeded, failed or cancelled, not %s", ErrInvalid, quote(string(o.As)))
 	}
 	for i, st := range e.Steps {
-		out, doubt := st.Status.out(), st.Status == StepInDoubt
+		out, doubt := st.out(), st.Status == StepInDoubt
 		if st.Status.Final() {
 			continue
 		}
@@ -327,7 +367,7 @@ func (o Insert) apply(e *edit) error {
 	}
 	var needed []int // that are to need the new step
 	if o.After != "" {
-		i, err := e.named(o.After)
+		i, err := e.defined(o.After)
 		if err != nil {
 			return err
 		}
@@ -335,7 +375,10 @@ func (o Insert) apply(e *edit) error {
 		needed = slices.DeleteFunc(slices.Clone(e.plan.dependents[i]), func(j int) bool { return !e.Steps[j].Status.derived() })
 	}
 	if o.Before != "" {
-		i, err := e.idle(o.Before)
+		i, err := e.defined(o.Before)
+		if err == nil {
+			i, err = e.idle(o.Before)
+		}
 		if err != nil {
 			return err
 		}
@@ -375,7 +418,10 @@ func (o Amend) apply(e *edit) error {
 	if err != nil {
 		return err
 	}
-	i, err := e.idle(o.Step)
+	i, err := e.defined(o.Step)
+	if err == nil {
+		i, err = e.idle(o.Step)
+	}
 	switch {
 	case err != nil:
 		return err
@@ -384,6 +430,9 @@ func (o Amend) apply(e *edit) error {
 	case e.Steps[i].Attempt > 0 && def.Agent.String() != e.Def(i).Agent.String():
 		// Its agent would be taken for the choice of another selector.
 		return conflictf("step %s has run on %s already: its agent cannot change", o.Step, e.Steps[i].Agent)
+	}
+	if x := e.Steps[i].Expansion; x != nil && (def.ForEach == nil || def.ForEach.String() != e.Def(i).ForEach.String()) {
+		return conflictf("step %s has instances on %s already: its agents cannot change", o.Step, some(x.Agents))
 	}
 	def.Name = o.Step
 	e.amend(i, def)
@@ -406,8 +455,12 @@ func (e *edit) amended() error {
 	for _, st := range e.Steps {
 		now[st.Name] = st
 	}
-	changed := State{Request: e.Request, plan: &plan{defs: layout(e.Request, now)}}
-	if err := changed.definition().Validate(); err != nil {
+	p := e.Request.Process
+	p.Steps = nil
+	for _, def := range definitions(e.Request, now) {
+		p.Steps = append(p.Steps, *def)
+	}
+	if err := p.Validate(); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	if err := e.rebuild(); err != nil {
@@ -431,8 +484,10 @@ func (o Resolve) apply(e *edit) error {
 		return fmt.Errorf("%w: verdict %s", ErrInvalid, quote(string(o.As)))
 	}
 	st := e.Steps[i]
-	abandon := st.Status.out() && o.Force && st.Unreachable
+	abandon := st.out() && o.Force && st.Unreachable
 	switch {
+	case st.spread():
+		return conflictf("step %s runs on several agents: name one of its instances, such as %s@%s", st.Name, st.Name, st.Expansion.Agents[0])
 	case st.Status.Final() || st.Status.derived():
 		return conflictf("step %s is %s, not in doubt", st.Name, st.Status)
 	case st.Status.out() && !o.Force:

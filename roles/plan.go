@@ -1,6 +1,9 @@
 package roles
 
-import "fmt"
+import (
+	"encoding/json"
+	"fmt"
+)
 
 // plan is a process in the form that the engine reads: indexes for names.
 type plan struct {
@@ -11,12 +14,15 @@ type plan struct {
 	selector   []int    // of each step; steps with the same number share an agent
 	named      []string // the agent that a selector names, by selector
 	outputs    bool     // some step has outputs
+	parents    []int    // of each step: what it is an instance of, or -1; nil: none is
 }
 
-func newPlan(defs []*StepDef) (*plan, error) {
+// newPlan returns the plan of steps with these definitions, and parents as above.
+func newPlan(defs []*StepDef, parents []int) (*plan, error) {
 	n := len(defs)
 	q := &plan{
 		defs:       defs,
+		parents:    parents,
 		index:      make(map[string]int, n),
 		needs:      make([][]int, n),
 		dependents: make([][]int, n),
@@ -60,9 +66,29 @@ func newPlan(defs []*StepDef) (*plan, error) {
 	return q, nil
 }
 
+// of returns the step that step i is an instance of, or -1.
+func (p *plan) of(i int) int {
+	if p.parents == nil {
+		return -1
+	}
+	return p.parents[i]
+}
+
+// instances returns the instances of step i: the steps from first to before end. They
+// follow the step.
+func (p *plan) instances(i int) (first, end int) {
+	if p.parents == nil {
+		return i, i
+	}
+	for end = i + 1; end < len(p.parents) && p.parents[end] == i; end++ {
+	}
+	return i + 1, end
+}
+
 // Outputs returns the variables that step i finds in its environment: the outputs
 // of all steps that it needs, directly or not. So what it gets depends on the
-// process and not on which of two independent steps was faster.
+// process and not on which of two independent steps was faster. The value of a step
+// with for_each is a JSON object of the values of its instances by agent.
 func (s State) Outputs(i int) map[string]string {
 	var found map[string]string
 	var seen []bool
@@ -73,13 +99,11 @@ func (s State) Outputs(i int) map[string]string {
 				continue
 			}
 			seen[j] = true
-			if st := s.Steps[j]; st.Outputs != nil {
+			for name, value := range s.outputs(j) {
 				if found == nil {
 					found = make(map[string]string)
 				}
-				for name, value := range *st.Outputs {
-					found[OutputVariable(st.Name, name)] = value
-				}
+				found[OutputVariable(s.Steps[j].Name, name)] = value
 			}
 			visit(j)
 		}
@@ -89,4 +113,30 @@ func (s State) Outputs(i int) map[string]string {
 		visit(i)
 	}
 	return found
+}
+
+// outputs returns the outputs of step j.
+func (s *State) outputs(j int) Outputs {
+	if s.Steps[j].Outputs != nil {
+		return *s.Steps[j].Outputs
+	}
+	first, end := s.plan.instances(j)
+	values := make(map[string]map[string]string)
+	for k := first; k < end; k++ {
+		if s.Steps[k].Outputs == nil {
+			continue
+		}
+		for name, value := range *s.Steps[k].Outputs {
+			if values[name] == nil {
+				values[name] = make(map[string]string)
+			}
+			values[name][s.Steps[k].Agent] = value
+		}
+	}
+	all := make(Outputs, len(values))
+	for name, by := range values {
+		text, _ := json.Marshal(by) // of strings: cannot fail
+		all[name] = string(text)
+	}
+	return all
 }

@@ -22,6 +22,7 @@ const (
 	MaxValue    = 32 << 10  // bytes of one parameter or environment variable
 	MaxArgs     = 1000
 	MaxOutputs  = 20   // of one step
+	MaxAgents   = 1000 // that one step runs on
 	MaxPriority = 1000 // and its negative
 )
 
@@ -60,7 +61,14 @@ type StepDef struct {
 	// Recovers says that the success of this step, which is on: failure, makes good
 	// the failures of the steps that it needs.
 	Recovers bool     `json:"recovers,omitempty"`
-	Agent    Selector `json:"agent"`
+	Agent    Selector `json:"agent,omitzero"`
+	// ForEach makes the step run on many agents instead of one: when it is ready it
+	// gets an instance for each of them. Exactly one of Agent and ForEach is set.
+	ForEach *Targets `json:"for_each,omitempty"`
+	// MaxParallel is how many instances may be out at a time. 0: all.
+	MaxParallel int `json:"max_parallel,omitempty"`
+	// FailFast says that no instance begins after one has failed.
+	FailFast bool `json:"fail_fast,omitempty"`
 	// Run is a script. Parameters reach it as environment only; nothing is pasted
 	// into it. Argv is a command that runs without a shell. Exactly one of the two
 	// is set.
@@ -168,13 +176,34 @@ func (s Selector) Matches(name string, labels map[string]string) bool {
 	return len(s.Labels) > 0
 }
 
+// Targets says on which agents a step with for_each runs: on those of the names, or
+// on all that have all of the labels. Exactly one of the two is set.
+type Targets struct {
+	Names  []string          `json:"names,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
+}
+
+// String returns the targets as text.
+func (t Targets) String() string {
+	if t.Names != nil {
+		return "names:" + strings.Join(t.Names, ",")
+	}
+	return Selector{Labels: t.Labels}.String()
+}
+
+// Match reports whether an agent of that name with those labels is one of them.
+func (t Targets) Match(name string, labels map[string]string) bool {
+	return slices.Contains(t.Names, name) || Selector{Labels: t.Labels}.Matches(name, labels)
+}
+
 // Selectors returns the different selectors of the steps in order of appearance,
-// for asking whether the agents that a process needs exist.
+// for asking whether the agents that a process needs exist. Steps with for_each have
+// none: they ask when they are ready.
 func (p *Process) Selectors() []Selector {
 	var found []Selector
 	seen := make(map[string]bool)
 	for i := range p.Steps {
-		if text := p.Steps[i].Agent.String(); !seen[text] {
+		if text := p.Steps[i].Agent.String(); p.Steps[i].ForEach == nil && !seen[text] {
 			seen[text] = true
 			found = append(found, p.Steps[i].Agent)
 		}

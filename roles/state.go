@@ -59,7 +59,7 @@ func (s StepStatus) Final() bool {
 	return s == StepSucceeded || s == StepFailed || s == StepSkipped || s == StepCancelled
 }
 
-// out reports whether an agent may be working on the step.
+// out reports whether an agent may be working on a step with that status.
 func (s StepStatus) out() bool { return s == StepDispatched || s == StepRunning }
 
 // derived reports whether the status follows from the other records.
@@ -148,6 +148,9 @@ type Step struct {
 	Decision *Decision `json:"decision,omitempty"`
 	// Hold says who holds the step; nil: nobody.
 	Hold *Order `json:"hold,omitempty"`
+	// Expansion is what a step with for_each has instances for; nil: nothing yet. The
+	// status of such a step follows from theirs, and Attempt and Agent are theirs.
+	Expansion *Expansion `json:"expansion,omitempty"`
 	// Amended is what an operator has made of the definition of the step since the
 	// request was accepted; nil: nothing.
 	Amended *Amendment `json:"amended,omitempty"`
@@ -155,6 +158,18 @@ type Step struct {
 	// on.
 	Failures int `json:"failures,omitempty"`
 	Unknowns int `json:"unknowns,omitempty"`
+}
+
+// out reports whether an agent may be working on the step. On one with instances none
+// is.
+func (s *Step) out() bool { return s.Status.out() && s.Expansion == nil }
+
+// spread reports whether the step runs by its instances.
+func (s *Step) spread() bool { return s.Status == StepRunning && s.Expansion != nil }
+
+// Expansion lists the agents that a step with for_each runs on, in order.
+type Expansion struct {
+	Agents []string `json:"agents"`
 }
 
 // Outputs are values by name.
@@ -215,8 +230,8 @@ type State struct {
 	Request *Request
 	Record  Record
 	// Steps has one element for each step of the process, in its order, and for each
-	// that an operator has inserted, at its place. An index is good for this State
-	// only.
+	// that an operator has inserted, at its place; instances come after the step that
+	// they are of. An index is good for this State only.
 	Steps []*Step
 	// Fence is the present claim; zero: not claimed.
 	Fence Fence
@@ -303,7 +318,9 @@ func assemble(r *Request, rec Record, known map[string]*Step, fence Fence) (Stat
 			return fail("step %s: status %s", name, quote(string(step.Status)))
 		case step.Attempt < 0 || step.Failures < 0 || step.Unknowns < 0:
 			return fail("step %s: negative count", name)
-		case (step.Status.out() || step.Status == StepInDoubt || step.Abandoned) && !dispatched:
+		case step.Expansion != nil && (p.defs[i].ForEach == nil || len(step.Expansion.Agents) == 0 || step.Status == StepReady):
+			return fail("step %s: %s with instances that it cannot have", name, step.Status)
+		case (step.out() || step.Status == StepDispatched || step.Status == StepInDoubt || step.Abandoned) && !dispatched:
 			return fail("step %s: %s without a dispatch", name, step.Status)
 		case fence != (Fence{}) && step.Dispatch.Fence.Compare(fence) > 0:
 			return fail("step %s: dispatched under a higher fence than the claim's", name)
@@ -362,6 +379,8 @@ type View struct {
 // when it runs.
 type StepView struct {
 	*Step
+	// Of names the step that it is an instance of.
+	Of    string    `json:"of,omitempty"`
 	Needs []string  `json:"needs"`
 	On    Condition `json:"on"`
 }
@@ -387,6 +406,9 @@ func (s State) View() View {
 	for i, step := range s.Steps {
 		def := s.Def(i)
 		v.Steps[i] = StepView{Step: step, Needs: append([]string{}, def.Needs...), On: def.On}
+		if of := s.plan.of(i); of >= 0 {
+			v.Steps[i].Of = s.Steps[of].Name
+		}
 	}
 	return v
 }

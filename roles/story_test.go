@@ -69,6 +69,16 @@ func defineStep(t tester, words []string) StepDef {
 				}
 				s.SuccessCodes = append(s.SuccessCodes, n)
 			}
+		case "each": // each TIER: for_each
+			s.Agent, s.ForEach = Selector{}, &Targets{Labels: map[string]string{"tier": arg()}}
+		case "parallel":
+			n, err := strconv.Atoi(arg())
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.MaxParallel = n
+		case "failfast":
+			s.FailFast = true
 		case "outputs":
 			s.Outputs = strings.Split(arg(), ",")
 		case "agent":
@@ -123,7 +133,7 @@ func play(t *testing.T, p *Process, words string) *story {
 		}
 		y.do(y.event(f))
 		for i := 0; !lazy && i < len(y.s.Steps); i++ {
-			if st := y.s.Steps[i]; st.Status == StepReady && !st.BackingOff {
+			if st := y.s.Steps[i]; st.Status == StepReady && !st.BackingOff && y.s.Def(i).ForEach == nil {
 				agent := y.s.Def(i).Agent.Name
 				replies, late, err := y.replies, y.late, y.err
 				y.do(AgentChosen{Step: st.Name, Agent: agent, Journal: Journal{ID: agent, Counter: 10}})
@@ -160,6 +170,8 @@ func (y *story) event(f []string) Event {
 	switch f[0] {
 	case "claim": // claim [revision [generation]]
 		return Claimed{Fence{Generation: uint64(number(2, 1)), Revision: int64(number(1, 5))}}
+	case "expand": // expand STEP [AGENT...]
+		return Expanded{Step: arg(1), Agents: f[2:]}
 	case "choose": // choose STEP AGENT
 		return AgentChosen{Step: arg(1), Agent: arg(2), Journal: Journal{ID: arg(2), Counter: 10}}
 	case "accepted", "intended", "running", "unknown", "never_started":
@@ -275,6 +287,8 @@ func pending(s State) []string {
 	var words []string
 	for _, e := range Pending(s) {
 		switch e.Kind {
+		case EffectExpand:
+			words = append(words, "expand "+e.Step)
 		case EffectAdopt, EffectFinish:
 			words = append(words, fmt.Sprintf("%s %s", e.Kind, e.Agent))
 		case EffectWait:

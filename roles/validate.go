@@ -161,7 +161,7 @@ func (v *validator) step(i int) {
 		v.addf(at+".on", "%s must be success, failure or always%s", quote(string(s.On)),
 			DidYouMean(Nearest(string(s.On), []string{string(OnSuccess), string(OnFailure), string(OnAlways)})))
 	}
-	v.selector(at+".agent", s.Agent)
+	v.agents(at, s)
 	v.command(at, s)
 	if len(s.Env) > MaxEnv {
 		v.addf(at+".env", "has %d variables, at most %d are allowed", len(s.Env), MaxEnv)
@@ -289,19 +289,79 @@ func (v *validator) outputs(at string, s *StepDef) {
 	}
 }
 
+// agents checks where a step runs.
+func (v *validator) agents(at string, s *StepDef) {
+	if s.ForEach == nil {
+		v.selector(at+".agent", s.Agent)
+		if s.MaxParallel != 0 {
+			v.addf(at+".max_parallel", "only a step with for_each runs more than once at a time")
+		}
+		if s.FailFast {
+			v.addf(at+".fail_fast", "only a step with for_each has instances")
+		}
+		return
+	}
+	if s.Agent.Name != "" || s.Agent.Labels != nil {
+		v.addf(at+".for_each", "agent and for_each are both given: give one of them")
+	}
+	if s.MaxParallel < 0 || s.MaxParallel > MaxAgents {
+		v.addf(at+".max_parallel", "%d must be from 1 to %d", s.MaxParallel, MaxAgents)
+	}
+	switch t := s.ForEach; {
+	case t.Names != nil && t.Labels != nil:
+		v.addf(at+".for_each", "has both names and labels: give one of them")
+	case t.Names != nil:
+		v.targets(at+".for_each.names", t.Names)
+	default:
+		v.labels(at+".for_each", "names", t.Labels)
+	}
+}
+
+func (v *validator) targets(at string, names []string) {
+	switch {
+	case len(names) == 0:
+		v.addf(at, "is empty")
+	case len(names) > MaxAgents:
+		v.addf(at, "has %d names, at most %d are allowed", len(names), MaxAgents)
+		return
+	}
+	seen := make(map[string]bool, len(names))
+	for k, name := range names {
+		field := fmt.Sprintf("%s[%d]", at, k)
+		v.check(field, CheckNodeName(name))
+		if seen[name] {
+			v.addf(field, "%s is named twice", quote(name))
+		}
+		seen[name] = true
+	}
+}
+
 func (v *validator) selector(at string, s Selector) {
 	switch {
 	case s.Name != "" && s.Labels != nil:
 		v.addf(at, "has both name and labels: give one of them")
 	case s.Name != "":
 		v.check(at+".name", CheckNodeName(s.Name))
-	case len(s.Labels) == 0:
-		v.addf(at, "is missing or empty: give name or labels")
-	case len(s.Labels) > MaxLabels:
-		v.addf(at+".labels", "has %d labels, at most %d are allowed", len(s.Labels), MaxLabels)
+	default:
+		v.labels(at, "name", s.Labels)
+		return
 	}
 	for _, k := range slices.Sorted(maps.Keys(s.Labels)) {
 		v.check(at+".labels."+k, CheckLabel(k, s.Labels[k]))
+	}
+}
+
+// labels checks the labels that agents must have, or that something instead of them
+// is given.
+func (v *validator) labels(at, instead string, labels map[string]string) {
+	switch {
+	case len(labels) == 0:
+		v.addf(at, "is missing or empty: give %s or labels", instead)
+	case len(labels) > MaxLabels:
+		v.addf(at+".labels", "has %d labels, at most %d are allowed", len(labels), MaxLabels)
+	}
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		v.check(at+".labels."+k, CheckLabel(k, labels[k]))
 	}
 }
 

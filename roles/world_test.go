@@ -123,7 +123,7 @@ func (w *world) accept(s State) {
 	w.owner = s
 	w.happens(Claimed{Fence{Generation: w.epoch, Revision: AtAcceptance}})
 	for _, e := range Pending(w.owner) {
-		if e.Kind == EffectChooseAgent && rapid.Bool().Draw(w.t, "an agent is there") {
+		if (e.Kind == EffectChooseAgent || e.Kind == EffectExpand) && rapid.Bool().Draw(w.t, "an agent is there") {
 			w.perform(e)
 		}
 	}
@@ -222,6 +222,7 @@ func (w *world) checkDispatch(s State, st, was Step, def *StepDef, ev Event) {
 	if was.Hold != nil || was.Skipped() {
 		w.t.Fatalf("%+v: step %s dispatched, which is held or to be skipped", ev, st.Name)
 	}
+	w.checkInstance(s, st, ev)
 	selector := def.Agent.String()
 	if agent := w.choices[selector]; agent != "" && agent != st.Agent || !def.Agent.Matches(st.Agent, def.Agent.Labels) {
 		w.t.Fatalf("%+v: step %s dispatched to %s, but %s means %s", ev, st.Name, st.Agent, selector, agent)
@@ -258,6 +259,9 @@ func (w *world) checkOutcome(s State) {
 	}
 	want := RequestSucceeded
 	for i, st := range s.Steps {
+		if w.checkParent(s, i) {
+			continue
+		}
 		needs := make([]StepStatus, 0, len(s.Steps))
 		recovered := false
 		for j := range s.Steps {
@@ -339,6 +343,8 @@ func (w *world) perform(e Effect) {
 			agent = rapid.SampledFrom([]string{"a1", "a2"}).Draw(w.t, "agent")
 		}
 		w.happens(AgentChosen{Step: e.Step, Agent: agent, Journal: w.hello[agent]})
+	case EffectExpand:
+		w.happens(Expanded{Step: e.Step, Agents: rapid.SampledFrom([][]string{{"a1"}, {"a2", "a1"}, {"a1", "a2"}, {"a2"}, {}}).Draw(w.t, "agents")})
 	case EffectWait:
 		w.happens(RetryDue{Step: e.Step, Attempt: e.Attempt})
 	case EffectSend:
@@ -623,7 +629,7 @@ func (w *world) ownerActions(may func(kind, name string, weight int, do func()))
 	if len(w.former) > 0 {
 		may("frozen", "", 3, func() {
 			for _, e := range Pending(rapid.SampledFrom(w.former).Draw(w.t, "former")) {
-				if e.Kind != EffectChooseAgent && e.Kind != EffectWait {
+				if e.Kind != EffectChooseAgent && e.Kind != EffectExpand && e.Kind != EffectWait {
 					w.send(e)
 				}
 			}
@@ -756,6 +762,11 @@ func genStep(t *rapid.T, name string, others []string) StepDef {
 		Agent: rapid.SampledFrom([]Selector{
 			{Name: "a1"}, {Name: "a2"}, {Labels: map[string]string{"tier": "x"}}, {Labels: map[string]string{"tier": "y"}},
 		}).Draw(t, "selector"),
+	}
+	if rapid.SampledFrom([]bool{false, false, true}).Draw(t, "for each") {
+		s.Agent, s.ForEach = Selector{}, &Targets{Labels: map[string]string{"tier": "x"}}
+		s.MaxParallel = rapid.IntRange(0, 1).Draw(t, "parallel")
+		s.FailFast = rapid.Bool().Draw(t, "fail fast")
 	}
 	for _, other := range others {
 		if rapid.SampledFrom([]bool{false, false, true}).Draw(t, "needed") {

@@ -298,6 +298,8 @@ func TestTree(t *testing.T) {
 		{{Name: "b", Needs: []string{"a"}}, {Name: "a"}},                       // needs what comes later
 		{{Name: "a", Needs: []string{"b"}}, {Name: "b", Needs: []string{"a"}}}, // cannot be accepted
 		{{Name: "a", Needs: []string{"a", "nosuch"}}},
+		{{Name: "a"}, {Name: "a@w1", Of: "a"}, {Name: "a@w2", Of: "a"}, {Name: "b", Needs: []string{"a"}}},
+		{{Name: "a@w1", Of: "nosuch"}},
 	} {
 		var names, shown []string
 		for _, s := range steps {
@@ -310,6 +312,41 @@ func TestTree(t *testing.T) {
 		slices.Sort(shown)
 		if diff := cmp.Diff(names, shown); diff != "" {
 			t.Errorf("%v (-want +got):\n%s", steps, diff)
+		}
+	}
+}
+
+// Instances stand below their step, and its logs are theirs.
+func TestInstances(t *testing.T) {
+	zero := 0
+	s := sampleState()
+	s.Requests[1].Steps = []api.Step{
+		{Name: "patch", Status: roles.StepRunning},
+		{Name: "patch@web1", Of: "patch", Status: roles.StepSucceeded, Attempt: 1, Agent: "web1", ExitCode: &zero},
+		{Name: "patch@web2", Of: "patch", Status: roles.StepReady, Reason: "waits"},
+		{Name: "report", Needs: []string{"patch"}, Status: roles.StepWaiting},
+	}
+	id := apitest.RequestID(2)
+	s.Output[id+"/patch@web1/1"] = "patched\n"
+	c := newCluster(t, s)
+	got := c.run(t, "request", "show", id)
+	want := `STEP           STATUS     AGENT  DURATION  EXIT  NOTE
+patch          running
+├─ patch@web1  succeeded  web1             0
+├─ patch@web2  ready                             waits
+└─ report      waiting
+`
+	if _, table, _ := strings.Cut(got.stdout, "\n\n"); table != want {
+		t.Errorf("got:\n%s\nwant:\n%s", table, want)
+	}
+	for args, want := range map[string]result{
+		"--step patch":                  {stdout: "==> patch@web1 (attempt 1 on web1) <==\npatched\n"},
+		"--step patch@web1":             {stdout: "patched\n"},
+		"--step patch@web2 --attempt 1": {code: exitNotFound, stderr: "error: step patch@web2 of request " + id + " has no attempt 1: it has not started\n"},
+		"--step patch@web9":             {code: exitNotFound, stderr: "error: request " + id + " has no step \"patch@web9\"\n"},
+	} {
+		if got := c.run(t, append([]string{"request", "logs", id}, strings.Fields(args)...)...); got != want {
+			t.Errorf("%s: %+v", args, got)
 		}
 	}
 }

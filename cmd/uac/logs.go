@@ -66,7 +66,7 @@ func runRequestLogs(ctx context.Context, a *app, opts logsOptions) error {
 	if err := opts.find(req); err != nil {
 		return err
 	}
-	out := &logWriter{w: a.stdout, p: a.paint(a.stdout), headers: opts.step == "" && len(req.Steps) > 1}
+	out := &logWriter{w: a.stdout, p: a.paint(a.stdout), headers: opts.many(req)}
 	t := &tails{c: c, opts: opts, out: out, seen: map[attempt]bool{}}
 	if !opts.follow {
 		var errs []error
@@ -76,6 +76,23 @@ func runRequestLogs(ctx context.Context, a *app, opts logsOptions) error {
 		return errors.Join(errs...)
 	}
 	return t.follow(ctx)
+}
+
+// wants reports whether the output of a step is wanted: that of all, of the one that is
+// named, or of its instances.
+func (o *logsOptions) wants(s api.Step) bool {
+	return o.step == "" || s.Name == o.step || s.Of == o.step
+}
+
+// many reports whether more than one step is wanted.
+func (o *logsOptions) many(req api.Request) bool {
+	n := 0
+	for _, s := range req.Steps {
+		if o.wants(s) {
+			n++
+		}
+	}
+	return n > 1
 }
 
 // find returns an error if the request has not what the options name. An attempt
@@ -88,7 +105,7 @@ func (o *logsOptions) find(req api.Request) error {
 	switch {
 	case i < 0:
 		return fail(exitNotFound, "request %s has no step %q", o.id, o.step)
-	case o.attempt <= req.Steps[i].Attempt, o.follow && !settled(req):
+	case o.attempt <= req.Steps[i].Attempt, o.follow && !settled(req), o.many(req):
 		return nil
 	case req.Steps[i].Attempt == 0:
 		return fail(exitNotFound, "step %s of request %s has no attempt %d: it has not started", o.step, o.id, o.attempt)
@@ -121,7 +138,7 @@ func (t *tails) fresh(req api.Request) []attempt {
 			at.number, at.agent = t.opts.attempt, ""
 		}
 		switch {
-		case t.opts.step != "" && s.Name != t.opts.step, s.Attempt < at.number, at.number == 0, t.seen[at]:
+		case !t.opts.wants(s), s.Attempt < at.number, at.number == 0, t.seen[at]:
 			continue
 		}
 		t.seen[at] = true

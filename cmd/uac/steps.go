@@ -21,7 +21,7 @@ type branch struct {
 
 // tree orders steps so that each stands below one step that it needs: the last
 // of them to end or, before that, the last in order. A step has one line, so
-// its other needs are named beside it.
+// its other needs are named beside it. Instances stand below their step.
 func tree(steps []api.Step) []branch {
 	index := map[string]int{}
 	for i, s := range steps {
@@ -32,6 +32,10 @@ func tree(steps []api.Step) []branch {
 	also := make([][]string, len(steps))
 	for i, s := range steps {
 		parent := root
+		if j, known := index[s.Of]; s.Of != "" && known {
+			below[j] = append(below[j], i)
+			continue
+		}
 		for _, need := range s.Needs {
 			j, known := index[need]
 			switch {

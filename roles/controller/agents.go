@@ -93,6 +93,17 @@ func (b *agentBook) noteLink(kv coord.KV, deleted bool) {
 	}
 }
 
+// targets returns the agents that a step with for_each runs on, connected or not.
+func (b *agentBook) targets(t *roles.Targets) []string {
+	var found []string
+	for name, rec := range b.records {
+		if !rec.Suspended && t.Match(name, rec.Labels) {
+			found = append(found, name)
+		}
+	}
+	return found
+}
+
 // linkTo returns the link in use to an agent, nil if there is none.
 func (d *desk) linkTo(agent string) route {
 	r, ok := d.agents.routes[agent]

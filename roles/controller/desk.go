@@ -246,27 +246,34 @@ func (d *desk) feedOne(o *owned, next roles.State, change roles.Change) []coord.
 	return records(o.id, state, change.And(more))
 }
 
-// choose finds agents for ready steps, as long as that gets anywhere, and reports
-// whether some lack one.
+// choose finds the agents of ready steps with for_each, and an agent for every other
+// ready step, as long as that gets anywhere. It reports whether some lack one.
 func (d *desk) choose(state roles.State) (_ roles.State, all roles.Change, starved bool) {
 	for {
 		starved = false
 		progress := false
 		for _, eff := range roles.Pending(state) {
-			if eff.Kind != roles.EffectChooseAgent {
+			var ev roles.Event
+			switch eff.Kind {
+			case roles.EffectExpand:
+				ev = roles.Expanded{Step: eff.Step, Agents: d.agents.targets(state.Def(state.Index(eff.Step)).ForEach)}
+			case roles.EffectChooseAgent:
+				agent, journal, ok := d.agentFor(state, eff)
+				if !ok {
+					starved = true
+					continue
+				}
+				ev = roles.AgentChosen{Step: eff.Step, Agent: agent, Journal: journal}
+			default:
 				continue
 			}
-			agent, journal, ok := d.agentFor(state, eff)
-			if !ok {
-				starved = true
-				continue
-			}
-			next, change, err := roles.Next(state, roles.AgentChosen{Step: eff.Step, Agent: agent, Journal: journal}, now())
+			next, change, err := roles.Next(state, ev, now())
 			if err != nil {
-				d.log.Warn("agent not accepted", "request", state.Request.ID, "step", eff.Step, "agent", agent, "error", err)
+				d.log.Warn("agent not accepted", "request", state.Request.ID, "event", ev, "error", err)
 				continue
 			}
-			state, all, progress = next, all.And(change), true
+			// Nothing changes if there is no room for one more instance.
+			state, all, progress = next, all.And(change), progress || len(change.Steps) > 0
 		}
 		if !progress {
 			return state, all, starved
@@ -313,7 +320,7 @@ func (d *desk) perform(o *owned) {
 		switch eff.Kind {
 		case roles.EffectWait:
 			d.wait(o, eff)
-		case roles.EffectChooseAgent:
+		case roles.EffectChooseAgent, roles.EffectExpand:
 			// choose has tried; a link that comes up tries again.
 		default:
 			link := d.linkTo(eff.Agent)

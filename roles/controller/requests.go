@@ -244,7 +244,7 @@ func view(snap coord.Snapshot, state roles.State, claim claimRecord, fence roles
 	}
 	for i, st := range v.Steps {
 		r.Steps[i] = api.Step{
-			Name: st.Name, Status: st.Status, Attempt: st.Attempt, Agent: st.Agent, ExitCode: st.ExitCode,
+			Name: st.Name, Of: st.Of, Status: st.Status, Attempt: st.Attempt, Agent: st.Agent, ExitCode: st.ExitCode,
 			Needs: st.Needs, On: st.On, Reason: st.Reason, Unreachable: st.Unreachable,
 			StartedAt: st.StartedAt, FinishedAt: st.FinishedAt,
 		}
@@ -260,7 +260,7 @@ func view(snap coord.Snapshot, state roles.State, claim claimRecord, fence roles
 		case st.Reason != "":
 		case st.TimedOut:
 			r.Steps[i].Reason = "stopped after its timeout of " + time.Duration(def.Timeout).String()
-		case ready && !agentThere(snap, def.Agent):
+		case ready && def.ForEach == nil && !agentThere(snap, def.Agent):
 			r.Steps[i].Reason = "waits for an agent that matches " + def.Agent.String()
 		}
 	}

@@ -166,7 +166,9 @@ type Request struct {
 
 // Step is a step as operators see it.
 type Step struct {
-	Name     string           `json:"name"`
+	Name string `json:"name"`
+	// Of names the step that this is an instance of, on one agent of many.
+	Of       string           `json:"of,omitempty"`
 	Status   roles.StepStatus `json:"status"`
 	Attempt  int              `json:"attempt"`
 	Agent    string           `json:"agent"`
