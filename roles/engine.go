@@ -27,7 +27,10 @@ var (
 // is answered if the agent waits for that. At is the time by the caller's clock,
 // and only ever written down.
 func Next(s State, event Event, at Stamp) (State, Change, error) {
-	e := edit{State: s, old: s, at: at}
+	if o, ok := event.(order); ok {
+		return obey(s, o, at)
+	}
+	e := edit{State: s, old: s, at: at} // on the stack: this is the path of every report
 	if err := e.apply(event); err != nil {
 		return s, Change{}, err
 	}
@@ -72,8 +75,6 @@ func (e *edit) apply(event Event) error {
 		if st := e.Steps[i]; st.BackingOff && st.Attempt == ev.Attempt {
 			e.step(i).BackingOff = false
 		}
-	case order:
-		return e.obey(ev)
 	default:
 		return fmt.Errorf("%w: %T", ErrInvalid, event)
 	}

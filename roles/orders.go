@@ -96,11 +96,17 @@ func (Insert) event()  {}
 func (Amend) event()   {}
 func (Resolve) event() {}
 
-func (e *edit) obey(o order) error {
-	if e.Record.Status.Final() {
-		return conflictf("the request has %s already", e.Record.Status)
+// obey is Next for an order.
+func obey(s State, o order, at Stamp) (State, Change, error) {
+	if s.Record.Status.Final() {
+		return s, Change{}, conflictf("the request has %s already", s.Record.Status)
 	}
-	return o.apply(e)
+	e := &edit{State: s, old: s, at: at}
+	if err := o.apply(e); err != nil {
+		return s, Change{}, err
+	}
+	e.settle()
+	return e.State, e.finish(), nil
 }
 
 func conflictf(format string, args ...any) error {
