@@ -489,6 +489,12 @@ func FuzzLoad(f *testing.F) {
 		{Report{Agent: "a1", Step: "a", Attempt: 1, Journal: Journal{ID: "j"}, State: AttemptUnknown}},
 		{Cancel{By: "ada"}},
 		{Claimed{Fence{2, 1}}},
+		{Hold{Step: "c"}, Skip{Step: "c"}},
+		{Amend{Step: "c", Def: defineStep(f, []string{"c", "each", "web"})}, Cancel{By: "ada"}},
+		{
+			Amend{Step: "c", Def: defineStep(f, []string{"c", "each", "web"})}, Expanded{Step: "c", Agents: []string{"a1", "a2"}},
+			AgentChosen{Step: "c@a2", Agent: "a2", Journal: Journal{ID: "j"}},
+		},
 	} {
 		var d store
 		s := newState(f, define(f, "a", "c needs a on always"))
@@ -524,7 +530,12 @@ func FuzzLoad(f *testing.F) {
 			JournalChanged{Agent: "a1", Journal: "x"},
 			Resolve{Step: "a", As: VerdictSuccess},
 			Resolve{Step: "c", As: VerdictFailed},
+			Expanded{Step: "c", Agents: []string{"a1", "a2"}},
+			Rerun{Step: "a", From: true},
+			Skip{Step: "c@a1"},
+			Insert{Def: StepDef{Name: "x", Run: "true", Agent: Selector{Name: "a1"}}, Before: "c"},
 			Cancel{By: "x"},
+			Finish{As: RequestFailed},
 		} {
 			Pending(s)
 			s.View()
