@@ -158,8 +158,8 @@ func (c *AgentCluster) document() *yaml.Node {
 	if c.Distribution != DistributeAny {
 		o.text("distribution", string(c.Distribution))
 	}
-	o.count("limit", c.Limit)
-	o.count("agent_limit", c.AgentLimit)
+	o.number("limit", c.Limit)
+	o.number("agent_limit", c.AgentLimit)
 	if c.Suspended != nil {
 		o.add("suspended", flagNode(*c.Suspended))
 	}

@@ -98,6 +98,59 @@ func Decode(file string, r io.Reader) ([]Document, error) {
 	return d.documents, nil
 }
 
+// DecodeStep reads the definition of one step, as it stands in the steps of a process,
+// for a request that runs. What only the request can tell is left to it: whether what
+// the step needs exists, and whether it needs anything. The errors are those of
+// [Decode].
+func DecodeStep(file string, r io.Reader) (*StepDef, error) {
+	text, err := io.ReadAll(io.LimitReader(r, MaxDocument+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", file, err)
+	}
+	d := &decoder{problemList: problemList{file: file}}
+	s := &StepDef{On: OnSuccess}
+	switch {
+	case len(text) > MaxDocument:
+		d.addf(0, 0, "", "is larger than %d bytes", MaxDocument)
+	case !utf8.Valid(text):
+		line, column := firstInvalid(text)
+		d.addf(line, column, "", "is not valid UTF-8")
+	default:
+		d.step(text, s)
+	}
+	if err := d.err(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (d *decoder) step(text []byte, s *StepDef) {
+	d.places, d.excused = make(map[string]position), make(map[string]bool)
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	var n, more yaml.Node
+	switch err := dec.Decode(&n); {
+	case errors.Is(err, io.EOF):
+		d.addf(0, 0, "", "is empty: it must define a step")
+		return
+	case err != nil:
+		d.syntax(err, text)
+		return
+	case !errors.Is(dec.Decode(&more), io.EOF):
+		d.addf(0, 0, "", "must define one step and nothing else")
+		return
+	}
+	if d.refuse(n.Content[0], 1); d.total > 0 {
+		return
+	}
+	d.readStep(s, n.Content[0], "")
+	s.check(func(path, format string, args ...any) {
+		if !d.isExcused(path) {
+			p := d.place(path)
+			d.addf(p.line, p.column, path, format, args...)
+		}
+	})
+}
+
 // firstInvalid returns line and column of the first byte that is not UTF-8.
 func firstInvalid(text []byte) (line, column int) {
 	line, column = 1, 1
@@ -422,6 +475,36 @@ func (d *decoder) text(to *string) setter {
 	}
 }
 
+// word reads text that must not be empty: left out, it means the default.
+func (d *decoder) word(to *string) setter {
+	return func(n *yaml.Node, path string) {
+		if d.text(to)(n, path); *to == "" && !d.excused[path] {
+			d.refusef(n, path, "must not be empty")
+		}
+	}
+}
+
+func (d *decoder) words(to *[]string) setter {
+	return func(n *yaml.Node, path string) {
+		d.list(n, path, func(n *yaml.Node, path string) {
+			*to = append(*to, "")
+			d.text(&(*to)[len(*to)-1])(n, path)
+		})
+	}
+}
+
+func (d *decoder) numbers(to *[]int) setter {
+	return func(n *yaml.Node, path string) {
+		d.list(n, path, func(n *yaml.Node, path string) {
+			*to = append(*to, 0)
+			d.number(&(*to)[len(*to)-1])(n, path)
+		})
+		if len(*to) == 0 && !d.excused[path] {
+			d.refusef(n, path, "must not be empty: leave it out for 0 alone")
+		}
+	}
+}
+
 func (d *decoder) texts(to *map[string]string) setter {
 	return func(n *yaml.Node, path string) {
 		values := make(map[string]string)
@@ -487,13 +570,8 @@ func (d *decoder) readProcess(n *yaml.Node) *Process {
 
 func (d *decoder) readStep(s *StepDef, n *yaml.Node, path string) {
 	d.object(n, path, map[string]setter{
-		"name": d.text(&s.Name),
-		"needs": func(n *yaml.Node, path string) {
-			d.list(n, path, func(n *yaml.Node, path string) {
-				s.Needs = append(s.Needs, "")
-				d.text(&s.Needs[len(s.Needs)-1])(n, path)
-			})
-		},
+		"name":  d.text(&s.Name),
+		"needs": d.words(&s.Needs),
 		"on": func(n *yaml.Node, path string) {
 			on := string(s.On)
 			d.text(&on)(n, path)
@@ -511,20 +589,49 @@ func (d *decoder) readStep(s *StepDef, n *yaml.Node, path string) {
 				d.excused[path] = true
 			}
 		},
-		"run":     d.text(&s.Run),
-		"env":     d.texts(&s.Env),
-		"dir":     d.text(&s.Dir),
-		"timeout": d.limit(&s.Timeout),
+		"run": d.text(&s.Run),
+		"argv": func(n *yaml.Node, path string) {
+			s.Argv = []string{}
+			d.words(&s.Argv)(n, path)
+			d.excused[join(parent(path), "run")] = true
+		},
+		"stdin":         d.text(&s.Stdin),
+		"env":           d.texts(&s.Env),
+		"dir":           d.text(&s.Dir),
+		"run_as":        d.word(&s.RunAs),
+		"timeout":       d.limit(&s.Timeout),
+		"kill_grace":    d.limit(&s.KillGrace),
+		"output_limit":  d.size(&s.OutputLimit),
+		"success_codes": d.numbers(&s.SuccessCodes),
+		"outputs":       d.words(&s.Outputs),
+		"priority":      d.number(&s.Priority),
 		"retry": func(n *yaml.Node, path string) {
 			d.object(n, path, map[string]setter{
 				"attempts": d.count(&s.Retry.Attempts, MaxAttempts),
 				"delay":    d.duration(&s.Retry.Delay),
 			})
 		},
-		"repeatable":      d.flag(&s.Repeatable),
-		"artifact":        d.later("run"),
-		"for_each":        d.later(),
-		"stop_when_alone": d.later(),
+		"repeatable": d.flag(&s.Repeatable),
+		"artifact":   d.later("run"),
+		"for_each": func(n *yaml.Node, path string) {
+			s.ForEach = &Targets{}
+			d.excused[join(parent(path), "agent")] = s.Agent.Name == "" && s.Agent.Labels == nil && s.Agent.Cluster == ""
+			before := d.total
+			d.object(n, path, map[string]setter{
+				"names": func(n *yaml.Node, path string) {
+					s.ForEach.Names = []string{}
+					d.words(&s.ForEach.Names)(n, path)
+				},
+				"labels":  d.texts(&s.ForEach.Labels),
+				"cluster": d.text(&s.ForEach.Cluster),
+			})
+			if d.total > before {
+				d.excused[path] = true
+			}
+		},
+		"max_parallel":    d.count(&s.MaxParallel, MaxAgents),
+		"fail_fast":       d.flag(&s.FailFast),
+		"stop_when_alone": d.limit(&s.StopWhenAlone),
 	})
 }
 
@@ -538,18 +645,34 @@ func (d *decoder) limit(to *Duration) setter {
 	}
 }
 
-// count reads a whole number from 1 to most. Only 0 is refused here: left out, it
-// means something else already.
-func (d *decoder) count(to *int, most int) setter {
+// size reads a number of bytes that must not be 0.
+func (d *decoder) size(to *Size) setter {
+	return func(n *yaml.Node, path string) {
+		switch {
+		case n.Kind != yaml.ScalarNode || to.UnmarshalText([]byte(n.Value)) != nil:
+			d.refusef(n, path, "must be a size like 64KiB, 10MiB or 1GiB, not %s", describe(n))
+		case *to == 0:
+			d.refusef(n, path, "must be more than 0: leave it out for no limit")
+		}
+	}
+}
+
+func (d *decoder) number(to *int) setter {
 	return func(n *yaml.Node, path string) {
 		v, err := strconv.Atoi(n.Value)
-		switch {
-		case n.Kind != yaml.ScalarNode || n.Tag != "!!int" || err != nil:
+		if n.Kind != yaml.ScalarNode || n.Tag != "!!int" || err != nil {
 			d.refusef(n, path, "must be a whole number, not %s", describe(n))
-		case v == 0:
-			d.refusef(n, path, "%d must be from 1 to %d", v, most)
-		default:
-			*to = v
+			return
+		}
+		*to = v
+	}
+}
+
+// count reads a whole number that must not be 0.
+func (d *decoder) count(to *int, most int) setter {
+	return func(n *yaml.Node, path string) {
+		if d.number(to)(n, path); *to == 0 && !d.excused[path] {
+			d.refusef(n, path, "0 must be from 1 to %d", most)
 		}
 	}
 }

@@ -31,20 +31,36 @@ steps:
       echo "$UAC_PARAM_version"
       exit 0
     dir: /srv/web
+    run_as: deploy
+    stdin: "no newline"
+    outputs: [digest, build.id]
+    output_limit: 10MiB
+    priority: -5
+    success_codes: [0, 3]
     env: {PORT: 8080, DEBUG: true, EMPTY: ""}
   - name: switch
     needs: [fetch]
     agent: {labels: {tier: web, zone: "1"}}
     run: ln -sfn "/srv/web/$UAC_PARAM_version" /srv/web/current
     timeout: 30s
+    kill_grace: 1m
     retry: {attempts: 3, delay: 1m30s}
     repeatable: true
+    stop_when_alone: 5m
   - name: rollback
     needs: [switch]
     on: failure
     recovers: true
     agent: {labels: {zone: "1", tier: web}}
-    run: ./rollback.sh
+    argv: [./rollback.sh, --to, 1.10, ""]
+  - name: everywhere
+    for_each: {labels: {tier: web}}
+    max_parallel: 2
+    fail_fast: true
+    run: "true"
+  - name: some
+    for_each: {names: [web1, web2]}
+    run: "true"
 `
 
 func deployWebProcess() *Process {
@@ -55,16 +71,19 @@ func deployWebProcess() *Process {
 		Steps: []StepDef{
 			{
 				Name: "fetch", On: OnSuccess, Agent: Selector{Name: "web1.example.com"},
-				Run: "echo \"$UAC_PARAM_version\"\nexit 0\n", Dir: "/srv/web",
+				Run: "echo \"$UAC_PARAM_version\"\nexit 0\n", Dir: "/srv/web", RunAs: "deploy", Stdin: "no newline",
+				Outputs: []string{"digest", "build.id"}, OutputLimit: 10 << 20, Priority: -5, SuccessCodes: []int{0, 3},
 				Env: map[string]string{"PORT": "8080", "DEBUG": "true", "EMPTY": ""},
 			},
 			{
 				Name: "switch", Needs: []string{"fetch"}, On: OnSuccess, Agent: web,
 				Run:     `ln -sfn "/srv/web/$UAC_PARAM_version" /srv/web/current`,
 				Timeout: Duration(30 * time.Second), Retry: Retry{Attempts: 3, Delay: Duration(90 * time.Second)},
-				Repeatable: true,
+				Repeatable: true, KillGrace: Duration(time.Minute), StopWhenAlone: Duration(5 * time.Minute),
 			},
-			{Name: "rollback", Needs: []string{"switch"}, On: OnFailure, Recovers: true, Agent: web, Run: "./rollback.sh"},
+			{Name: "rollback", Needs: []string{"switch"}, On: OnFailure, Recovers: true, Agent: web, Argv: []string{"./rollback.sh", "--to", "1.10", ""}},
+			{Name: "everywhere", On: OnSuccess, ForEach: &Targets{Labels: map[string]string{"tier": "web"}}, MaxParallel: 2, FailFast: true, Run: "true"},
+			{Name: "some", On: OnSuccess, ForEach: &Targets{Names: []string{"web1", "web2"}}, Run: "true"},
 		},
 	}
 }
@@ -100,7 +119,7 @@ func TestDecode(t *testing.T) {
 		{"nothing", "", nil},
 		{"only comments", "# nothing\n---\n# here\n...\n", nil},
 		{"one", deployWeb, []Document{want}},
-		{"two", "---\n" + deployWeb + "---\n" + small, []Document{at(want, 2), at(second, 29)}},
+		{"two", "---\n" + deployWeb + "---\n" + small, []Document{at(want, 2), at(second, 45)}},
 		{"end marker", small + "...\n# over\n---\n\n" + deployWeb, []Document{at(second, 1), at(want, 9)}},
 		{"a cluster", webCluster, []Document{cluster}},
 		{"a cluster and a process of one name", strings.ReplaceAll(webCluster, "name: web", "name: b") + "---\n" + small, []Document{
@@ -299,15 +318,45 @@ func genProcess(t *rapid.T) *Process {
 			s.On = OnAlways
 		}
 		s.Recovers = s.On == OnFailure && rapid.Bool().Draw(t, "recovers")
-		switch rapid.IntRange(0, 2).Draw(t, "selected by") {
-		case 0:
+		switch rapid.IntRange(0, 5).Draw(t, "where") {
+		case 4:
 			s.Agent.Cluster = name.Draw(t, "cluster")
+		case 5:
+			s.ForEach = &Targets{Cluster: name.Draw(t, "cluster")}
+		case 0:
+			s.ForEach = &Targets{Names: rapid.SliceOfNDistinct(rapid.StringMatching(`[a-z0-9]{1,3}`), 1, 3, rapid.ID).Draw(t, "names")}
+			s.MaxParallel = rapid.IntRange(0, MaxAgents).Draw(t, "parallel")
 		case 1:
+			s.ForEach = &Targets{Labels: map[string]string{"tier": "web"}}
+			s.FailFast = rapid.Bool().Draw(t, "fail fast")
+		case 2:
 			s.Agent.Name = rapid.StringMatching(`[a-z0-9]([a-z0-9-]{0,5}[a-z0-9])?`).Draw(t, "agent")
 		default:
 			s.Agent.Labels = rapid.MapOfN(name, rapid.StringMatching(`[A-Za-z0-9._-]{0,5}`), 1, 3).Draw(t, "labels")
 		}
-		s.Run = text.Filter(func(s string) bool { return strings.TrimSpace(s) != "" && checkText(s) == nil }).Draw(t, "run")
+		if rapid.Bool().Draw(t, "argv") {
+			s.Argv = rapid.SliceOfN(rapid.Just(""), 1, 3).Draw(t, "words")
+			for i := range s.Argv {
+				s.Argv[i] = value("word")
+			}
+			s.Argv[0] += "x"
+		} else {
+			s.Run = text.Filter(func(s string) bool { return strings.TrimSpace(s) != "" && checkText(s) == nil }).Draw(t, "run")
+		}
+		s.Stdin = value("stdin")
+		s.RunAs = rapid.SampledFrom([]string{"", "deploy", "1000"}).Draw(t, "user")
+		s.OutputLimit = Size(rapid.Int64Range(0, 1<<40).Draw(t, "output limit"))
+		s.Priority = rapid.IntRange(-MaxPriority, MaxPriority).Draw(t, "priority")
+		s.KillGrace = Duration(rapid.Int64Range(0, int64(time.Hour)).Draw(t, "grace"))
+		if s.Repeatable {
+			s.StopWhenAlone = Duration(rapid.Int64Range(0, int64(time.Hour)).Draw(t, "alone"))
+		}
+		if codes := rapid.SliceOfNDistinct(rapid.IntRange(0, 255), 0, 3, rapid.ID).Draw(t, "codes"); len(codes) > 0 {
+			s.SuccessCodes = codes
+		}
+		if rapid.Bool().Draw(t, "has outputs") {
+			s.Outputs = []string{fmt.Sprint("out", i)}
+		}
 		if env := rapid.MapOfN(rapid.StringMatching(`[A-TV-Z][A-Z0-9_]{0,5}`), rapid.Just(""), 0, 3).Draw(t, "env"); len(env) > 0 {
 			for k := range env {
 				env[k] = value("value")

@@ -55,10 +55,9 @@ func flagNode(value bool) *yaml.Node {
 	return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!bool", Value: strconv.FormatBool(value)}
 }
 
-// count adds a number that is not 0.
-func (o object) count(key string, value int) {
-	if value != 0 {
-		o.add(key, &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!int", Value: strconv.Itoa(value)})
+func (o object) list(key string, values []string) {
+	if len(values) > 0 {
+		o.add(key, textList(values))
 	}
 }
 
@@ -69,6 +68,23 @@ func textList(values []string) *yaml.Node {
 		list.Content = append(list.Content, textNode(v))
 	}
 	return list
+}
+
+func (o object) duration(key string, value Duration) {
+	if value != 0 {
+		o.text(key, value.String())
+	}
+}
+
+// number adds a number that is not 0.
+func (o object) number(key string, value int) {
+	if value != 0 {
+		o.add(key, numberNode(value))
+	}
+}
+
+func numberNode(n int) *yaml.Node {
+	return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!int", Value: strconv.Itoa(n)}
 }
 
 func (o object) texts(key string, values map[string]string, style yaml.Style) {
@@ -137,32 +153,53 @@ func (p *Process) document() *yaml.Node {
 func stepNode(s *StepDef) *yaml.Node {
 	o := newObject(0)
 	o.text("name", s.Name)
-	if len(s.Needs) > 0 {
-		o.add("needs", textList(s.Needs))
-	}
+	o.list("needs", s.Needs)
 	if s.On != OnSuccess {
 		o.text("on", string(s.On))
 	}
 	o.flag("recovers", s.Recovers)
-	agent := newObject(yaml.FlowStyle)
-	agent.text("name", s.Agent.Name)
-	agent.texts("labels", s.Agent.Labels, yaml.FlowStyle)
-	agent.text("cluster", s.Agent.Cluster)
-	o.add("agent", agent.node)
+	if s.ForEach != nil {
+		each := newObject(yaml.FlowStyle)
+		each.list("names", s.ForEach.Names)
+		each.texts("labels", s.ForEach.Labels, yaml.FlowStyle)
+		each.text("cluster", s.ForEach.Cluster)
+		o.add("for_each", each.node)
+		o.number("max_parallel", s.MaxParallel)
+		o.flag("fail_fast", s.FailFast)
+	} else {
+		agent := newObject(yaml.FlowStyle)
+		agent.text("name", s.Agent.Name)
+		agent.texts("labels", s.Agent.Labels, yaml.FlowStyle)
+		agent.text("cluster", s.Agent.Cluster)
+		o.add("agent", agent.node)
+	}
+	o.text("run_as", s.RunAs)
 	o.text("dir", s.Dir)
 	o.texts("env", s.Env, 0)
 	o.text("run", s.Run)
-	if s.Timeout > 0 {
-		o.text("timeout", s.Timeout.String())
+	o.list("argv", s.Argv)
+	o.text("stdin", s.Stdin)
+	o.duration("timeout", s.Timeout)
+	o.duration("kill_grace", s.KillGrace)
+	if s.OutputLimit != 0 {
+		o.text("output_limit", s.OutputLimit.String())
 	}
+	if len(s.SuccessCodes) > 0 {
+		codes := &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle}
+		for _, code := range s.SuccessCodes {
+			codes.Content = append(codes.Content, numberNode(code))
+		}
+		o.add("success_codes", codes)
+	}
+	o.list("outputs", s.Outputs)
+	o.number("priority", s.Priority)
 	if s.Retry != (Retry{}) {
 		retry := newObject(yaml.FlowStyle)
-		retry.count("attempts", s.Retry.Attempts)
-		if s.Retry.Delay > 0 {
-			retry.text("delay", s.Retry.Delay.String())
-		}
+		retry.number("attempts", s.Retry.Attempts)
+		retry.duration("delay", s.Retry.Delay)
 		o.add("retry", retry.node)
 	}
 	o.flag("repeatable", s.Repeatable)
+	o.duration("stop_when_alone", s.StopWhenAlone)
 	return o.node
 }

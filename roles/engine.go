@@ -27,7 +27,10 @@ var (
 // is answered if the agent waits for that. At is the time by the caller's clock,
 // and only ever written down.
 func Next(s State, event Event, at Stamp) (State, Change, error) {
-	e := edit{State: s, old: s, at: at}
+	if o, ok := event.(order); ok {
+		return obey(s, o, at)
+	}
+	e := edit{State: s, old: s, at: at} // on the stack: this is the path of every report
 	if err := e.apply(event); err != nil {
 		return s, Change{}, err
 	}
@@ -52,6 +55,8 @@ func (e *edit) apply(event Event) error {
 		return e.claimed(ev)
 	case AgentChosen:
 		return e.agentChosen(ev)
+	case Expanded:
+		return e.expanded(ev)
 	case Report:
 		return e.report(ev, false)
 	case Adopted:
@@ -70,12 +75,6 @@ func (e *edit) apply(event Event) error {
 		if st := e.Steps[i]; st.BackingOff && st.Attempt == ev.Attempt {
 			e.step(i).BackingOff = false
 		}
-	case Cancel:
-		return e.cancel(ev)
-	case Release:
-		return e.release()
-	case Resolve:
-		return e.resolve(ev)
 	default:
 		return fmt.Errorf("%w: %T", ErrInvalid, event)
 	}
@@ -99,7 +98,7 @@ func (e *edit) step(i int) *Step {
 func (e *edit) become(i int, status StepStatus) *Step {
 	st := e.step(i)
 	st.Status = status
-	st.BackingOff = false
+	st.BackingOff, st.Passed = false, false
 	st.Frozen = st.Frozen && status.out()
 	if status.Final() {
 		e.ended = append(e.ended, i)
@@ -108,24 +107,27 @@ func (e *edit) become(i int, status StepStatus) *Step {
 }
 
 // due returns the status that step i has by its needs, and its own if it has gone
-// beyond that.
-func (s *State) due(i int) StepStatus {
+// beyond that. Runs says that its needs are final and let it run.
+func (s *State) due(i int) (status StepStatus, runs bool) {
 	st := s.Steps[i]
 	if !st.Status.derived() {
-		return st.Status
+		return st.Status, false
+	}
+	if p := s.plan.of(i); p >= 0 {
+		return s.dueInstance(st, s.Steps[p])
 	}
 	succeeded, failed := 0, 0
 	for _, j := range s.plan.needs[i] {
-		switch status := s.Steps[j].Status; {
-		case status == StepSucceeded:
+		switch need := s.Steps[j]; {
+		case need.Status == StepSucceeded || need.Passed:
 			succeeded++
-		case status == StepFailed:
+		case need.Status == StepFailed:
 			failed++
-		case !status.Final():
-			return StepWaiting
+		case !need.Status.Final():
+			return StepWaiting, false
 		}
 	}
-	runs := true
+	runs = true
 	switch s.Def(i).On {
 	case OnSuccess:
 		runs = succeeded == len(s.plan.needs[i])
@@ -133,20 +135,26 @@ func (s *State) due(i int) StepStatus {
 		runs = failed > 0
 	}
 	switch {
-	case !runs:
-		return StepSkipped
-	case s.Record.Held:
-		return StepHeld
+	case !runs || st.Skipped():
+		return StepSkipped, runs
+	case s.Record.Held || st.Hold != nil:
+		return StepHeld, runs
 	}
-	return StepReady
+	return StepReady, runs
 }
 
 // derive gives step i the status that follows from its needs.
 func (e *edit) derive(i int) {
-	switch status := e.due(i); {
+	switch status, runs := e.due(i); {
+	case status == StepReady && e.Steps[i].Expansion != nil:
+		e.begin(i) // again, on the same agents
 	case status == e.Steps[i].Status:
 	case status == StepSkipped:
-		e.become(i, StepSkipped)
+		e.become(i, StepSkipped).Passed = runs
+		first, end := e.plan.instances(i) // of an earlier time
+		for k := first; k < end; k++ {
+			e.become(k, StepSkipped).Passed = runs
+		}
 	default:
 		e.step(i).Status = status
 	}
@@ -158,6 +166,10 @@ func (e *edit) settle() {
 	for len(e.ended) > 0 {
 		i := e.ended[0]
 		e.ended = e.ended[1:]
+		if p := e.plan.of(i); p >= 0 {
+			e.gather(p)
+			continue
+		}
 		for _, j := range e.plan.dependents[i] {
 			e.derive(j)
 		}
@@ -180,8 +192,10 @@ func (e *edit) status() RequestStatus {
 	final, moving, failed := true, false, false
 	for i, st := range e.Steps {
 		switch {
+		case st.spread(): // its instances tell
+			final = false
 		case st.Status == StepFailed:
-			failed = failed || !e.recovered(i)
+			failed = failed || e.plan.of(i) < 0 && !e.recovered(i)
 		case st.Status == StepWaiting || st.Status == StepInDoubt:
 			final = false
 		case !st.Status.Final():
@@ -222,7 +236,7 @@ func (e *edit) finish() Change {
 			before.Status = st.Status
 		}
 		if st != before {
-			c.Steps = append(c.Steps, i)
+			c.Steps = append(c.Steps, st.Name)
 		}
 	}
 	return c
@@ -244,13 +258,14 @@ func (e *edit) claimed(ev Claimed) error {
 	}
 	if ev.Fence.Generation > e.Record.Generation {
 		e.Record.Generation = ev.Fence.Generation
-		e.hold(true)
+		e.Record.Held, e.Record.HeldBy = true, nil
+		e.deriveAll()
 	}
 	return nil
 }
 
-func (e *edit) hold(held bool) {
-	e.Record.Held = held
+// deriveAll gives all steps the statuses that follow from others.
+func (e *edit) deriveAll() {
 	for i := range e.Steps {
 		e.derive(i)
 	}
@@ -261,8 +276,10 @@ func (e *edit) agentChosen(ev AgentChosen) error {
 	switch {
 	case i < 0:
 		return fmt.Errorf("%w: there is no step %s", ErrInvalid, quote(ev.Step))
-	case e.Steps[i].Status != StepReady || e.Steps[i].BackingOff:
+	case e.Steps[i].Status != StepReady || e.Steps[i].BackingOff || e.room(e.plan.of(i)) == 0:
 		return nil // the answer came too late
+	case e.Def(i).ForEach != nil:
+		return fmt.Errorf("%w: step %s dispatched as a whole", ErrInvalid, ev.Step)
 	case e.Fence == Fence{}:
 		return fmt.Errorf("%w: step %s dispatched without a claim", ErrInvalid, ev.Step)
 	case ev.Agent == "" || ev.Journal.ID == "":
@@ -281,6 +298,7 @@ func (e *edit) agentChosen(ev AgentChosen) error {
 		Decision: st.Decision,
 		Failures: st.Failures,
 		Unknowns: st.Unknowns,
+		Amended:  st.Amended,
 	}
 	return nil
 }
@@ -335,7 +353,7 @@ func (e *edit) report(r Report, adopting bool) error {
 // superseded answers a report of an attempt that decides nothing any more.
 func (e *edit) superseded(i int, r Report) {
 	st := e.Steps[i]
-	if st.Attempt == r.Attempt && st.Status.Final() && st.Decision != nil && st.Decision.As != VerdictRerun {
+	if st.Attempt == r.Attempt && st.Status.Final() && st.given() {
 		e.late = append(e.late, r)
 	}
 	if r.State.end() {
@@ -409,9 +427,10 @@ func (e *edit) end(i int, r Report) {
 		code := r.ExitCode
 		st.ExitCode = &code
 	}
+	st.Outputs = e.Def(i).outputs(r.Outputs)
 	exited := r.State == AttemptExited
 	switch {
-	case exited && r.ExitCode == 0 && r.Signal == 0 && !r.TimedOut && !r.Killed:
+	case exited && e.Def(i).success(r.ExitCode) && r.Signal == 0 && !r.TimedOut && !r.Killed:
 		e.become(i, StepSucceeded)
 	case e.Record.Cancel != nil && (!exited || r.Killed):
 		e.become(i, StepCancelled)
@@ -509,68 +528,4 @@ func (e *edit) reachable(agent string, reachable bool) {
 			e.step(i).Unreachable = !reachable
 		}
 	}
-}
-
-func (e *edit) cancel(ev Cancel) error {
-	if e.Record.Status.Final() {
-		return fmt.Errorf("%w: the request has %s already", ErrConflict, e.Record.Status)
-	}
-	if e.Record.Cancel != nil {
-		return nil
-	}
-	e.Record.Cancel = &Cancellation{By: ev.By, Why: ev.Why, At: e.at}
-	for i, st := range e.Steps {
-		if st.Status.derived() {
-			e.become(i, StepCancelled)
-		}
-	}
-	return nil
-}
-
-func (e *edit) release() error {
-	switch {
-	case e.Record.Status.Final():
-		return fmt.Errorf("%w: the request has %s already", ErrConflict, e.Record.Status)
-	case !e.Record.Held:
-		return fmt.Errorf("%w: the request is not held", ErrConflict)
-	}
-	e.hold(false)
-	return nil
-}
-
-func (e *edit) resolve(ev Resolve) error {
-	i := e.Index(ev.Step)
-	if i < 0 {
-		return fmt.Errorf("%w: there is no step %s", ErrConflict, quote(ev.Step))
-	}
-	status, ok := map[Verdict]StepStatus{
-		VerdictSuccess: StepSucceeded,
-		VerdictFailed:  StepFailed,
-		VerdictRerun:   StepReady,
-	}[ev.As]
-	if !ok {
-		return fmt.Errorf("%w: verdict %s", ErrInvalid, quote(string(ev.As)))
-	}
-	st := e.Steps[i]
-	abandon := st.Status.out() && ev.Force && st.Unreachable
-	switch {
-	case st.Status.Final() || st.Status.derived():
-		return fmt.Errorf("%w: step %s is %s, not in doubt", ErrConflict, st.Name, st.Status)
-	case st.Status.out() && !ev.Force:
-		return fmt.Errorf("%w: step %s is %s, not in doubt", ErrConflict, st.Name, st.Status)
-	case st.Status.out() && !abandon:
-		return fmt.Errorf("%w: step %s is %s and its agent %s is reachable", ErrConflict, st.Name, st.Status, st.Agent)
-	case abandon && ev.As == VerdictRerun:
-		return fmt.Errorf("%w: step %s may be running on %s; it can be forced to success or failed, not to run twice", ErrConflict, st.Name, st.Agent)
-	case ev.As == VerdictRerun && e.Record.Cancel != nil:
-		return fmt.Errorf("%w: the request is cancelled, nothing of it starts", ErrConflict)
-	}
-	st = e.become(i, status)
-	st.Decision = &Decision{As: ev.As, By: ev.By, Why: ev.Why, At: e.at, Force: abandon}
-	st.Abandoned = abandon
-	if ev.As == VerdictRerun {
-		st.Failures = 0
-		e.derive(i)
-	}
-	return nil
 }

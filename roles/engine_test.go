@@ -3,9 +3,7 @@ package roles
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -14,308 +12,6 @@ import (
 )
 
 const testID = "01J9ZK8Q3V4W5X6Y7Z8A9BCDEF"
-
-// tester is a *testing.T or a *rapid.T.
-type tester interface {
-	Helper()
-	Fatal(args ...any)
-	Fatalf(format string, args ...any)
-}
-
-// summary returns the statuses of a request and its steps in one line.
-func summary(s State) string {
-	words := []string{string(s.Record.Status)}
-	for _, st := range s.Steps {
-		words = append(words, fmt.Sprintf("%s=%s", st.Name, st.Status))
-	}
-	return strings.Join(words, " ")
-}
-
-// define returns a process from lines such as
-//
-//	c needs a,b on failure recovers retry 3 delay 5s repeatable agent a2
-//
-// Steps without an agent run on a1.
-func define(t tester, lines ...string) *Process {
-	p := &Process{Name: "test"}
-	for _, line := range lines {
-		words := strings.Fields(line)
-		s := StepDef{Name: words[0], On: OnSuccess, Agent: Selector{Name: "a1"}, Run: "true"}
-		for i := 1; i < len(words); i++ {
-			arg := func() string { i++; return words[i] }
-			switch words[i] {
-			case "needs":
-				s.Needs = strings.Split(arg(), ",")
-			case "on":
-				s.On = Condition(arg())
-			case "recovers":
-				s.Recovers = true
-			case "retry":
-				s.Retry.Attempts, _ = strconv.Atoi(arg())
-			case "delay":
-				if err := s.Retry.Delay.UnmarshalText([]byte(arg())); err != nil {
-					t.Fatal(err)
-				}
-			case "repeatable":
-				s.Repeatable = true
-			case "agent":
-				s.Agent = Selector{Name: arg()}
-			case "tier":
-				s.Agent = Selector{Labels: map[string]string{"tier": arg()}}
-			default:
-				t.Fatalf("what is %q?", words[i])
-			}
-		}
-		p.Steps = append(p.Steps, s)
-	}
-	if err := p.Validate(); err != nil {
-		t.Fatal(err)
-	}
-	return p
-}
-
-func newState(t tester, p *Process) State {
-	r, err := NewRequest(p, RequestOptions{ID: testID, RequestedBy: "ada"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := NewState(r, 1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
-// story plays events, written as words, on a request.
-type story struct {
-	t       *testing.T
-	s       State
-	stored  store
-	replies []string // to the last event
-	late    int      // reports of the last event
-	err     error    // of the last event
-	now     int
-}
-
-// Agents have journals that are called like them. A step is dispatched as soon as
-// it is ready, unless the word before was "lazy".
-func play(t *testing.T, p *Process, words string) *story {
-	t.Helper()
-	y := &story{t: t, s: newState(t, p)}
-	y.stored.put(t, y.s, Change{Record: true})
-	lazy := false
-	for line := range strings.SplitSeq(words, ";") {
-		f := strings.Fields(line)
-		if len(f) == 0 {
-			continue
-		}
-		if f[0] == "lazy" {
-			lazy = true
-			continue
-		}
-		y.do(y.event(f))
-		for i := 0; !lazy && i < len(y.s.Steps); i++ {
-			if st := y.s.Steps[i]; st.Status == StepReady && !st.BackingOff {
-				agent := y.s.Def(i).Agent.Name
-				replies, late, err := y.replies, y.late, y.err
-				y.do(AgentChosen{Step: st.Name, Agent: agent, Journal: Journal{ID: agent, Counter: 10}})
-				y.replies, y.late, y.err = replies, late, err
-			}
-		}
-	}
-	return y
-}
-
-// event reads an event such as "exit build 1" or "adopt a1 4 running build".
-func (y *story) event(f []string) Event {
-	arg := func(i int) string {
-		if i < len(f) {
-			return f[i]
-		}
-		return ""
-	}
-	number := func(i, otherwise int) int {
-		if n, err := strconv.Atoi(arg(i)); err == nil {
-			return n
-		}
-		return otherwise
-	}
-	report := func(state AttemptState) Report {
-		r := Report{Step: arg(1), Attempt: 1, State: state}
-		if i := y.s.Index(r.Step); i >= 0 {
-			st := y.s.Steps[i]
-			r.Attempt, r.Agent = max(1, st.Attempt), st.Agent
-			r.Journal = Journal{ID: st.Agent, Counter: 20}
-		}
-		return r
-	}
-	switch f[0] {
-	case "claim": // claim [revision [generation]]
-		return Claimed{Fence{Generation: uint64(number(2, 1)), Revision: int64(number(1, 5))}}
-	case "choose": // choose STEP AGENT
-		return AgentChosen{Step: arg(1), Agent: arg(2), Journal: Journal{ID: arg(2), Counter: 10}}
-	case "accepted", "intended", "running", "unknown", "never_started":
-		return report(AttemptState(f[0]))
-	case "frozen":
-		r := report(AttemptRunning)
-		r.Frozen = true
-		return r
-	case "exit": // exit STEP CODE
-		r := report(AttemptExited)
-		r.ExitCode = number(2, 0)
-		return r
-	case "timeout":
-		r := report(AttemptExited)
-		r.TimedOut, r.ExitCode = true, number(2, 143)
-		return r
-	case "killed":
-		r := report(AttemptExited)
-		r.Killed, r.ExitCode = true, number(2, 143)
-		return r
-	case "signal":
-		r := report(AttemptExited)
-		r.Signal, r.ExitCode = 9, 137
-		return r
-	case "old": // old EVENT...: about the attempt before
-		r := y.event(f[1:]).(Report)
-		r.Attempt--
-		return r
-	case "future":
-		r := y.event(f[1:]).(Report)
-		r.Attempt++
-		return r
-	case "other": // other EVENT...: from another journal
-		r := y.event(f[1:]).(Report)
-		r.Journal.ID = "other"
-		return r
-	case "nothing": // nothing AGENT [REVISION [JOURNAL [COUNTER]]]: adopt finds nothing
-		ev := Adopted{Agent: arg(1), Fence: y.s.Fence, Journal: Journal{ID: arg(1), Counter: uint64(number(4, 20))}}
-		ev.Fence.Revision = int64(number(2, int(ev.Fence.Revision)))
-		if arg(3) != "" {
-			ev.Journal.ID = arg(3)
-		}
-		return ev
-	case "adopt": // adopt REPORT...: adopt finds that
-		r := y.event(f[1:]).(Report)
-		return Adopted{Agent: r.Agent, Fence: y.s.Fence, Journal: r.Journal, Attempts: []Report{r}}
-	case "journal": // journal AGENT ID
-		return JournalChanged{Agent: arg(1), Journal: arg(2)}
-	case "wentback":
-		return JournalChanged{Agent: arg(1), Journal: arg(1), WentBack: true}
-	case "unreachable":
-		return AgentUnreachable{arg(1)}
-	case "reachable":
-		return AgentReachable{arg(1)}
-	case "due": // due STEP ATTEMPT
-		return RetryDue{Step: arg(1), Attempt: number(2, 1)}
-	case "cancel":
-		return Cancel{By: "ada", Why: "wrong version"}
-	case "release":
-		return Release{By: "ada"}
-	case "resolve", "force": // resolve STEP VERDICT
-		return Resolve{Step: arg(1), As: Verdict(arg(2)), By: "ada", Force: f[0] == "force"}
-	}
-	y.t.Fatalf("what is %q?", strings.Join(f, " "))
-	return nil
-}
-
-// do is what an owner does with an event, and checks what must always hold.
-func (y *story) do(ev Event) {
-	y.t.Helper()
-	y.now++
-	before := snapshot(y.t, y.s)
-	next, change, err := Next(y.s, ev, Stamp(strconv.Itoa(y.now)))
-	if diff := cmp.Diff(before, snapshot(y.t, y.s)); diff != "" {
-		y.t.Fatalf("%+v changed its input (-before +after):\n%s", ev, diff)
-	}
-	y.err, y.late = err, len(change.Late)
-	y.replies = nil
-	for _, e := range change.Replies {
-		if st := y.s.Steps[y.s.Index(e.Step)]; e.Fence != y.s.Fence || e.Agent != st.Agent || (e.Journal == "") == (e.Kind == EffectKill) {
-			y.t.Errorf("reply %+v does not carry the fence, or not the agent and its journal", e)
-		}
-		y.replies = append(y.replies, fmt.Sprintf("%s %s/%d", e.Kind, e.Step, e.Attempt))
-	}
-	if err == nil {
-		y.stored.put(y.t, next, change)
-	}
-	y.s = next
-	y.stored.check(y.t, y.s)
-}
-
-// pending returns what Pending lists, in short.
-func pending(s State) []string {
-	var words []string
-	for _, e := range Pending(s) {
-		switch e.Kind {
-		case EffectAdopt, EffectFinish:
-			words = append(words, fmt.Sprintf("%s %s", e.Kind, e.Agent))
-		case EffectWait:
-			words = append(words, fmt.Sprintf("wait %s/%d %s", e.Step, e.Attempt, e.Delay))
-		case EffectChooseAgent:
-			words = append(words, strings.TrimSpace(fmt.Sprintf("choose %s/%d %s", e.Step, e.Attempt, e.Agent)))
-		default:
-			words = append(words, fmt.Sprintf("%s %s/%d", e.Kind, e.Step, e.Attempt))
-		}
-	}
-	return words
-}
-
-// store holds what an owner has written of one request.
-type store struct {
-	spec, record []byte
-	steps        map[string][]byte
-	accepted     int64 // the revision
-}
-
-func (d *store) put(t tester, s State, c Change) {
-	t.Helper()
-	var err error
-	if d.spec == nil {
-		d.steps = make(map[string][]byte)
-		if d.spec, err = s.Request.Encode(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if c.Record {
-		if d.record, err = json.Marshal(s.Record); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, i := range c.Steps {
-		if d.steps[s.Steps[i].Name], err = json.Marshal(s.Steps[i]); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// check says whether what is stored is all there is to know.
-func (d *store) check(t tester, s State) {
-	t.Helper()
-	loaded, err := Load(d.spec, d.record, d.steps, s.Fence, d.accepted)
-	if err != nil {
-		t.Fatalf("what was stored does not load: %v", err)
-	}
-	if diff := cmp.Diff(snapshot(t, s), snapshot(t, loaded)); diff != "" {
-		t.Fatalf("loaded state differs (-kept +loaded):\n%s", diff)
-	}
-	if diff := cmp.Diff(Pending(s), Pending(loaded)); diff != "" {
-		t.Fatalf("loaded state has other effects (-kept +loaded):\n%s", diff)
-	}
-}
-
-func snapshot(t tester, s State) string {
-	t.Helper()
-	b, err := json.Marshal(struct {
-		Record Record
-		Steps  []*Step
-		Fence  Fence
-	}{s.Record, s.Steps, s.Fence})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
-}
 
 // One row for each sentence of what steps and requests mean.
 func TestSemantics(t *testing.T) {
@@ -337,6 +33,10 @@ func TestSemantics(t *testing.T) {
 		{"a signal is failure", []string{"a"}, "claim; running a; signal a", "failed a=failed", nil},
 		{"a timeout is failure, whatever the exit code", []string{"a"}, "claim; running a; timeout a 0", "failed a=failed", nil},
 		{"a kill that nobody ordered here is failure, whatever the exit code", []string{"a"}, "claim; running a; killed a 0", "failed a=failed", nil},
+		{"success_codes say which exit codes are success", []string{"a codes 0,3"}, "claim; running a; exit a 3", "succeeded a=succeeded", nil},
+		{"then 0 is success only if it is one of them", []string{"a codes 3"}, "claim; running a; exit a 0", "failed a=failed", nil},
+		{"a timeout with such a code is failure", []string{"a codes 143"}, "claim; running a; timeout a 143", "failed a=failed", nil},
+		{"so is a signal", []string{"a codes 137"}, "claim; running a; signal a", "failed a=failed", nil},
 		{"never started is a known end, and failure", []string{"a"}, "claim; never_started a", "failed a=failed", nil},
 
 		{"a step is decided when all its needs are final", []string{"a", "b", "c needs a,b"}, "claim; exit a", "running a=succeeded b=dispatched c=waiting", []string{"send b/1"}},
@@ -604,6 +304,41 @@ func TestEvidence(t *testing.T) {
 	}
 }
 
+// The exit code is what the process did, whatever the step makes of it.
+func TestExitCodeIsTruthful(t *testing.T) {
+	y := play(t, define(t, "a codes 3"), "claim; exit a 3")
+	if got := y.s.Steps[0]; got.Status != StepSucceeded || got.ExitCode == nil || *got.ExitCode != 3 {
+		t.Errorf("%s, exit code %v", got.Status, got.ExitCode)
+	}
+}
+
+// Outputs reach the steps that come after the one that has them, and are those of
+// its last attempt.
+func TestOutputs(t *testing.T) {
+	process := []string{"a outputs x,y-1", "b needs a outputs x retry 2", "c needs b", "d"}
+	for _, tt := range []struct {
+		name, events, step string
+		want               map[string]string
+	}{
+		{"of what it needs", "claim; say a x 1", "b", map[string]string{"UAC_OUTPUT_a_x": "1"}},
+		{"of what that needs", "claim; say a y-1 1; say b x 2", "c", map[string]string{"UAC_OUTPUT_a_y_1": "1", "UAC_OUTPUT_b_x": "2"}},
+		{"not its own", "claim; say a x 1; say b x 2", "b", map[string]string{"UAC_OUTPUT_a_x": "1"}},
+		{"not of what only came earlier", "claim; say a x 1", "d", nil},
+		{"none that nobody wants", "claim; say a z 1", "b", nil},
+		{"none that is too large", "claim; say a x " + strings.Repeat("v", MaxValue+1), "b", nil},
+		{"none of an earlier attempt", "claim; exit a; say b x 1; old say b x 1", "c", map[string]string{"UAC_OUTPUT_b_x": "1"}},
+		{"none of a failed attempt that is followed by another", "claim; exit a; fails b x 1; exit b", "c", nil},
+		{"of a step that has failed", "claim; exit a; fails b x 1; fails b x 2", "c", map[string]string{"UAC_OUTPUT_b_x": "2"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			y := play(t, define(t, process...), tt.events)
+			if diff := cmp.Diff(tt.want, y.s.Outputs(y.s.Index(tt.step))); diff != "" {
+				t.Errorf("variables (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 // The counter of a dispatch is the highest that was reported with it, so that a
 // machine that is set back to a snapshot is noticed.
 func TestReportsRaiseTheCounter(t *testing.T) {
@@ -679,7 +414,7 @@ func TestLoadRefusesWhatDoesNotBelongTogether(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var d store
-			d.put(t, good.s, Change{Record: true, Steps: []int{0, 1}})
+			d.put(t, good.s, Change{Record: true, Steps: []string{"a", "b"}})
 			tt.harm(&d)
 			_, err := Load(d.spec, d.record, d.steps, Fence{1, 5}, 5)
 			if !errors.Is(err, ErrInconsistent) || !strings.Contains(err.Error(), tt.want) {
@@ -777,6 +512,12 @@ func FuzzLoad(f *testing.F) {
 		{Report{Agent: "a1", Step: "a", Attempt: 1, Journal: Journal{ID: "j"}, State: AttemptUnknown}},
 		{Cancel{By: "ada"}},
 		{Claimed{Fence{2, 1}}},
+		{Hold{Step: "c"}, Skip{Step: "c"}},
+		{Amend{Step: "c", Def: defineStep(f, []string{"c", "each", "web"})}, Cancel{By: "ada"}},
+		{
+			Amend{Step: "c", Def: defineStep(f, []string{"c", "each", "web"})}, Expanded{Step: "c", Agents: []string{"a1", "a2"}},
+			AgentChosen{Step: "c@a2", Agent: "a2", Journal: Journal{ID: "j"}},
+		},
 	} {
 		var d store
 		s := newState(f, define(f, "a", "c needs a on always"))
@@ -812,7 +553,12 @@ func FuzzLoad(f *testing.F) {
 			JournalChanged{Agent: "a1", Journal: "x"},
 			Resolve{Step: "a", As: VerdictSuccess},
 			Resolve{Step: "c", As: VerdictFailed},
+			Expanded{Step: "c", Agents: []string{"a1", "a2"}},
+			Rerun{Step: "a", From: true},
+			Skip{Step: "c@a1"},
+			Insert{Def: StepDef{Name: "x", Run: "true", Agent: Selector{Name: "a1"}}, Before: "c"},
 			Cancel{By: "x"},
+			Finish{As: RequestFailed},
 		} {
 			Pending(s)
 			s.View()

@@ -21,6 +21,14 @@ type AgentChosen struct {
 	Journal Journal
 }
 
+// Expanded says which agents a ready step with for_each is to run on: those that are
+// known and not suspended, connected or not. It begins with an instance for each.
+// Without one it fails.
+type Expanded struct {
+	Step   string
+	Agents []string
+}
+
 // AttemptState is what an agent's journal says of an attempt.
 type AttemptState string
 
@@ -61,6 +69,7 @@ type Report struct {
 	Signal     int
 	TimedOut   bool
 	Killed     bool
+	Outputs    Outputs
 	Reason     string // why never started, or unknown
 	Frozen     bool   // its processes are stopped until output is collected
 	StartedAt  Stamp
@@ -99,53 +108,27 @@ type RetryDue struct {
 	Attempt int
 }
 
-// Cancel is an operator's order that nothing of the request starts any more and
-// what runs is killed.
-type Cancel struct{ By, Why string }
-
-// Release is an operator's order to let a held request go on.
-type Release struct{ By string }
-
-// Verdict is what an operator says of a step whose end is not known.
-type Verdict string
-
-// The verdicts.
-const (
-	VerdictSuccess Verdict = "success"
-	VerdictFailed  Verdict = "failed"
-	VerdictRerun   Verdict = "rerun"
-)
-
-// Resolve is an operator's word about a step in doubt. With Force it also ends a
-// step whose agent is unreachable.
-type Resolve struct {
-	Step    string
-	As      Verdict
-	By, Why string
-	Force   bool
-}
-
 func (Claimed) event()          {}
 func (AgentChosen) event()      {}
+func (Expanded) event()         {}
 func (Report) event()           {}
 func (Adopted) event()          {}
 func (JournalChanged) event()   {}
 func (AgentUnreachable) event() {}
 func (AgentReachable) event()   {}
 func (RetryDue) event()         {}
-func (Cancel) event()           {}
-func (Release) event()          {}
-func (Resolve) event()          {}
 
 // EffectKind says what is to be done.
 type EffectKind string
 
-// The kinds of effects. All but EffectChooseAgent and EffectWait reach beyond the
-// caller and may be performed only when the state that asks for them is stored.
+// The kinds of effects. All but EffectChooseAgent, EffectExpand and EffectWait reach
+// beyond the caller and may be performed only when the state that asks for them is stored.
 const (
 	// EffectChooseAgent: find an agent for a ready step and say AgentChosen. If
 	// Agent is set, it must be that one. Nothing is due while there is none.
 	EffectChooseAgent EffectKind = "choose_agent"
+	// EffectExpand: find the agents of a ready step with for_each and say Expanded.
+	EffectExpand EffectKind = "expand"
 	// EffectWait: say RetryDue after Delay from now.
 	EffectWait EffectKind = "wait"
 	// EffectAdopt: tell the agent the fence, and say Adopted with its answer.
@@ -176,8 +159,8 @@ type Effect struct {
 type Change struct {
 	// Record says that the status record must be written.
 	Record bool
-	// Steps are the indexes of the steps whose records must be written.
-	Steps []int
+	// Steps names the steps whose records must be written.
+	Steps []string
 	// Replies answer the reports in the event, when all that must be written is
 	// stored. They are not pending: the agent repeats a report until it is answered.
 	Replies []Effect
@@ -189,9 +172,9 @@ type Change struct {
 // And returns what two changes in a row say together.
 func (c Change) And(next Change) Change {
 	c.Record = c.Record || next.Record
-	for _, i := range next.Steps {
-		if !slices.Contains(c.Steps, i) {
-			c.Steps = append(c.Steps, i)
+	for _, name := range next.Steps {
+		if !slices.Contains(c.Steps, name) {
+			c.Steps = append(c.Steps, name)
 		}
 	}
 	c.Replies = append(c.Replies, next.Replies...)

@@ -90,6 +90,30 @@ func CheckName(s string) error {
 	return nil
 }
 
+// CheckStepName returns an error that says what is wrong with s as the name of a
+// step of a request: that of a step of its process or, for one of the instances of
+// such a step, that and the name of an agent, with '@' in between.
+func CheckStepName(s string) error {
+	step, agent, instance := strings.Cut(s, "@")
+	if err := CheckName(step); err != nil || !instance {
+		return err
+	}
+	return CheckNodeName(agent)
+}
+
+// OutputVariable returns the environment variable in which later steps find an
+// output: what no variable's name may contain is replaced by '_'. Validate refuses
+// a process in which two outputs would meet.
+func OutputVariable(step, output string) string {
+	name := []byte("UAC_OUTPUT_" + step + "_" + output)
+	for i, c := range name {
+		if !isVarByte(c) {
+			name[i] = '_'
+		}
+	}
+	return string(name)
+}
+
 // CheckParamName returns an error that says what is wrong with s as the name of a
 // parameter or an environment variable.
 func CheckParamName(s string) error {

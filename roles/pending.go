@@ -20,17 +20,18 @@ func Pending(s State) []Effect {
 	// Agents that have yet to answer adopt: nothing is sent to them before.
 	var silent []string
 	for _, st := range s.Steps {
-		if st.Status.out() && st.Dispatch.Fence != s.Fence && !slices.Contains(silent, st.Agent) {
+		if st.out() && st.Dispatch.Fence != s.Fence && !slices.Contains(silent, st.Agent) {
 			silent = append(silent, st.Agent)
 			effects = append(effects, Effect{Kind: EffectAdopt, Agent: st.Agent, Fence: s.Fence})
 		}
 	}
 	var agents []string // by selector; none until a ready step asks
+	parent, room := -1, -1
 	for i, st := range s.Steps {
 		switch {
 		case st.Abandoned:
 			effects = append(effects, s.attempt(EffectKill, st))
-		case st.Status.out():
+		case st.out():
 			kind := EffectSend
 			switch {
 			case st.Dispatch.Fence != s.Fence:
@@ -45,7 +46,15 @@ func Pending(s State) []Effect {
 			effects = append(effects, Effect{
 				Kind: EffectWait, Step: st.Name, Attempt: st.Attempt, Delay: time.Duration(s.Def(i).Retry.Delay),
 			})
+		case st.Status == StepReady && s.Def(i).ForEach != nil:
+			effects = append(effects, Effect{Kind: EffectExpand, Step: st.Name})
 		case st.Status == StepReady:
+			if p := s.plan.of(i); p != parent { // instances of one step stand together
+				parent, room = p, s.room(p)
+			}
+			if room == 0 {
+				continue
+			}
 			if agents == nil {
 				agents = s.choices()
 			}

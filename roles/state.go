@@ -43,22 +43,23 @@ type StepStatus string
 const (
 	StepWaiting    StepStatus = "waiting"    // for the steps that it needs
 	StepReady      StepStatus = "ready"      // for an agent, or for the delay before a retry
-	StepHeld       StepStatus = "held"       // ready, but the request is held
+	StepHeld       StepStatus = "held"       // ready, but it or the request is held
 	StepDispatched StepStatus = "dispatched" // to an agent, which has not reported it running
 	StepRunning    StepStatus = "running"
 	StepSucceeded  StepStatus = "succeeded"
 	StepFailed     StepStatus = "failed"
-	StepSkipped    StepStatus = "skipped"   // its condition did not hold
-	StepCancelled  StepStatus = "cancelled" // by a cancel of the request
+	StepSkipped    StepStatus = "skipped"   // its condition did not hold, or an operator said so
+	StepCancelled  StepStatus = "cancelled" // by a cancel of the request, or because it was finished
 	StepInDoubt    StepStatus = "in_doubt"  // the end cannot be known
 )
 
-// Final reports whether the step never changes its status again.
+// Final reports whether the step has ended. Only an operator's rerun, while the
+// request is not final, makes it begin anew.
 func (s StepStatus) Final() bool {
 	return s == StepSucceeded || s == StepFailed || s == StepSkipped || s == StepCancelled
 }
 
-// out reports whether an agent may be working on the step.
+// out reports whether an agent may be working on a step with that status.
 func (s StepStatus) out() bool { return s == StepDispatched || s == StepRunning }
 
 // derived reports whether the status follows from the other records.
@@ -126,6 +127,8 @@ type Step struct {
 	ExitCode *int `json:"exit_code"`
 	Signal   int  `json:"signal,omitempty"`
 	TimedOut bool `json:"timed_out,omitempty"`
+	// Outputs are the values that the step handed on, as far as the agent found any.
+	Outputs *Outputs `json:"outputs,omitempty"`
 	// Reason says for people why the status is what it is.
 	Reason string `json:"reason,omitempty"`
 	// StartedAt and FinishedAt are by the clock of the agent.
@@ -142,13 +145,40 @@ type Step struct {
 	// Abandoned says that the step was decided while its attempt may be running.
 	Abandoned bool `json:"abandoned,omitempty"`
 
-	// Decision is what an operator last said of the step.
+	// Passed says that the step was skipped because an operator wants it so, when it
+	// would have run. It counts as one that succeeded, for those that need it.
+	Passed bool `json:"passed,omitempty"`
+
+	// Decision is what an operator last said of how the step goes on.
 	Decision *Decision `json:"decision,omitempty"`
+	// Hold says who holds the step; nil: nobody.
+	Hold *Order `json:"hold,omitempty"`
+	// Expansion is what a step with for_each has instances for; nil: nothing yet. The
+	// status of such a step follows from theirs, and Attempt and Agent are theirs.
+	Expansion *Expansion `json:"expansion,omitempty"`
+	// Amended is what an operator has made of the definition of the step since the
+	// request was accepted; nil: nothing.
+	Amended *Amendment `json:"amended,omitempty"`
 	// Failures and Unknowns count how attempts ended, failures from the last rerun
 	// on.
 	Failures int `json:"failures,omitempty"`
 	Unknowns int `json:"unknowns,omitempty"`
 }
+
+// out reports whether an agent may be working on the step. On one with instances none
+// is.
+func (s *Step) out() bool { return s.Status.out() && s.Expansion == nil }
+
+// spread reports whether the step runs by its instances.
+func (s *Step) spread() bool { return s.Status == StepRunning && s.Expansion != nil }
+
+// Expansion lists the agents that a step with for_each runs on, in order.
+type Expansion struct {
+	Agents []string `json:"agents"`
+}
+
+// Outputs are values by name.
+type Outputs map[string]string
 
 // Decision is an operator's word about a step.
 type Decision struct {
@@ -159,8 +189,25 @@ type Decision struct {
 	Force bool    `json:"force,omitempty"`
 }
 
-// Cancellation says who cancelled a request.
-type Cancellation struct {
+// Skipped reports whether an operator wants the step skipped, and nothing of it has
+// started since.
+func (s *Step) Skipped() bool { return s.Decision != nil && s.Decision.As == VerdictSkip }
+
+// given reports whether an operator has said how the step ended, without the word of
+// an agent.
+func (s *Step) given() bool {
+	if s.Decision == nil {
+		return false
+	}
+	switch s.Decision.As {
+	case VerdictSuccess, VerdictFailed, VerdictAbandon:
+		return true
+	}
+	return false
+}
+
+// Order says who ordered something, why and when.
+type Order struct {
 	By  string `json:"by"`
 	Why string `json:"why,omitempty"`
 	At  Stamp  `json:"at"`
@@ -172,10 +219,14 @@ type Record struct {
 	// Generation is the one in which the request was last accepted or claimed.
 	Generation uint64 `json:"generation"`
 	// Held says that nothing is started until an operator releases the request.
-	Held       bool          `json:"held,omitempty"`
-	Cancel     *Cancellation `json:"cancel,omitempty"`
-	StartedAt  Stamp         `json:"started_at,omitempty"`  // first claimed
-	FinishedAt Stamp         `json:"finished_at,omitempty"` // became final
+	Held bool `json:"held,omitempty"`
+	// HeldBy is who holds it; nil: nobody has, the cluster itself does.
+	HeldBy *Order `json:"held_by,omitempty"`
+	Cancel *Order `json:"cancel,omitempty"`
+	// Finish says who gave the request its final status; nil: it came to it.
+	Finish     *Order `json:"finish,omitempty"`
+	StartedAt  Stamp  `json:"started_at,omitempty"`  // first claimed
+	FinishedAt Stamp  `json:"finished_at,omitempty"` // became final
 }
 
 // State is a request and all that has become of it. Copies share what they point
@@ -183,7 +234,9 @@ type Record struct {
 type State struct {
 	Request *Request
 	Record  Record
-	// Steps has one element for each step of the process, in its order.
+	// Steps has one element for each step of the process, in its order, and for each
+	// that an operator has inserted, at its place; instances come after the step that
+	// they are of. An index is good for this State only.
 	Steps []*Step
 	// Fence is the present claim; zero: not claimed.
 	Fence Fence
@@ -248,16 +301,16 @@ func assemble(r *Request, rec Record, known map[string]*Step, fence Fence) (Stat
 	fail := func(format string, args ...any) (State, error) {
 		return State{}, fmt.Errorf("request %s: %w: %s", quote(r.ID), ErrInconsistent, fmt.Sprintf(format, args...))
 	}
-	p, err := newPlan(&r.Process)
+	p, err := newPlan(layout(r, known))
 	if err != nil {
 		return fail("%v", err)
 	}
 	if !rec.Status.valid() {
 		return fail("status %s", quote(string(rec.Status)))
 	}
-	s := State{Request: r, Record: rec, Steps: make([]*Step, len(r.Process.Steps)), Fence: fence, plan: p}
+	s := State{Request: r, Record: rec, Steps: make([]*Step, len(p.defs)), Fence: fence, plan: p}
 	for i := range s.Steps {
-		name := r.Process.Steps[i].Name
+		name := p.defs[i].Name
 		step, ok := known[name]
 		if !ok {
 			step = &Step{Name: name, Status: StepWaiting}
@@ -270,7 +323,9 @@ func assemble(r *Request, rec Record, known map[string]*Step, fence Fence) (Stat
 			return fail("step %s: status %s", name, quote(string(step.Status)))
 		case step.Attempt < 0 || step.Failures < 0 || step.Unknowns < 0:
 			return fail("step %s: negative count", name)
-		case (step.Status.out() || step.Status == StepInDoubt || step.Abandoned) && !dispatched:
+		case step.Expansion != nil && (p.defs[i].ForEach == nil || len(step.Expansion.Agents) == 0 || step.Status == StepReady):
+			return fail("step %s: %s with instances that it cannot have", name, step.Status)
+		case (step.out() || step.Status == StepDispatched || step.Status == StepInDoubt || step.Abandoned) && !dispatched:
 			return fail("step %s: %s without a dispatch", name, step.Status)
 		case fence != (Fence{}) && step.Dispatch.Fence.Compare(fence) > 0:
 			return fail("step %s: dispatched under a higher fence than the claim's", name)
@@ -285,7 +340,7 @@ func assemble(r *Request, rec Record, known map[string]*Step, fence Fence) (Stat
 		return s, nil
 	}
 	for i, step := range s.Steps {
-		switch status := s.due(i); {
+		switch status, _ := s.due(i); {
 		case status == StepSkipped && step.Status.derived():
 			return fail("step %s: %s, but its needs say skipped", step.Name, step.Status)
 		case status != step.Status:
@@ -309,8 +364,8 @@ func (s State) Index(step string) int {
 // none is chosen yet.
 func (s State) Chosen(i int) string { return s.chosen(s.plan.selector[i]) }
 
-// Def returns the definition of step i.
-func (s State) Def(i int) *StepDef { return &s.Request.Process.Steps[i] }
+// Def returns the definition of step i, as it is now.
+func (s State) Def(i int) *StepDef { return s.plan.defs[i] }
 
 // View is a request as it is shown: by the API, and by commands with -o json.
 type View struct {
@@ -323,7 +378,9 @@ type View struct {
 	RequestedAt Stamp             `json:"requested_at"`
 	StartedAt   Stamp             `json:"started_at,omitempty"`
 	FinishedAt  Stamp             `json:"finished_at,omitempty"`
-	Cancel      *Cancellation     `json:"cancel,omitempty"`
+	HeldBy      *Order            `json:"held_by,omitempty"`
+	Cancel      *Order            `json:"cancel,omitempty"`
+	Finish      *Order            `json:"finish,omitempty"`
 	Steps       []StepView        `json:"steps"`
 }
 
@@ -331,6 +388,8 @@ type View struct {
 // when it runs.
 type StepView struct {
 	*Step
+	// Of names the step that it is an instance of.
+	Of    string    `json:"of,omitempty"`
 	Needs []string  `json:"needs"`
 	On    Condition `json:"on"`
 }
@@ -347,13 +406,18 @@ func (s State) View() View {
 		RequestedAt: s.Request.RequestedAt,
 		StartedAt:   s.Record.StartedAt,
 		FinishedAt:  s.Record.FinishedAt,
+		HeldBy:      s.Record.HeldBy,
 		Cancel:      s.Record.Cancel,
+		Finish:      s.Record.Finish,
 		Steps:       make([]StepView, len(s.Steps)),
 	}
 	maps.Copy(v.Params, s.Request.Params)
 	for i, step := range s.Steps {
 		def := s.Def(i)
 		v.Steps[i] = StepView{Step: step, Needs: append([]string{}, def.Needs...), On: def.On}
+		if of := s.plan.of(i); of >= 0 {
+			v.Steps[i].Of = s.Steps[of].Name
+		}
 	}
 	return v
 }

@@ -37,10 +37,25 @@ func (p *Process) check(addf func(path, format string, args ...any)) {
 	v.steps()
 }
 
+// check calls addf for what is wrong with a step by itself, whatever it needs.
+func (s *StepDef) check(addf func(path, format string, args ...any)) {
+	alone := *s
+	if alone.Needs = nil; alone.On == OnFailure {
+		alone.Needs = []string{s.Name} // it may get needs where it is put
+	}
+	v := &validator{process: &Process{Steps: []StepDef{alone}}, addf: func(path, format string, args ...any) {
+		addf(strings.TrimPrefix(strings.TrimPrefix(path, "steps[0]"), "."), format, args...)
+	}}
+	v.check("name", CheckName(s.Name))
+	v.step(0)
+}
+
 type validator struct {
 	process *Process
 	addf    func(path, format string, args ...any)
 	hints   int // misspellings looked up
+	// variables says which output each variable has, once there is one.
+	variables map[string]string
 }
 
 func (v *validator) check(path string, err error) {
@@ -146,15 +161,8 @@ func (v *validator) step(i int) {
 		v.addf(at+".on", "%s must be success, failure or always%s", quote(string(s.On)),
 			DidYouMean(Nearest(string(s.On), []string{string(OnSuccess), string(OnFailure), string(OnAlways)})))
 	}
-	v.selector(at+".agent", s.Agent)
-	switch {
-	case strings.TrimSpace(s.Run) == "":
-		v.addf(at+".run", "is missing or empty")
-	case len(s.Run) > MaxRun:
-		v.addf(at+".run", "has %d bytes, at most %d are allowed", len(s.Run), MaxRun)
-	default:
-		v.check(at+".run", checkText(s.Run))
-	}
+	v.agents(at, s)
+	v.command(at, s)
 	if len(s.Env) > MaxEnv {
 		v.addf(at+".env", "has %d variables, at most %d are allowed", len(s.Env), MaxEnv)
 	}
@@ -172,9 +180,11 @@ func (v *validator) step(i int) {
 		}
 		v.check(at+".dir", checkValue(s.Dir))
 	}
-	if s.Timeout < 0 {
-		v.addf(at+".timeout", "%s must not be negative", s.Timeout)
+	if s.RunAs != "" {
+		v.check(at+".run_as", checkUser(s.RunAs))
 	}
+	v.limits(at, s)
+	v.outputs(at, s)
 	if s.Retry.Attempts < 0 || s.Retry.Attempts > MaxAttempts {
 		v.addf(at+".retry.attempts", "%d must be from 1 to %d", s.Retry.Attempts, MaxAttempts)
 	}
@@ -186,30 +196,193 @@ func (v *validator) step(i int) {
 	}
 }
 
-func (v *validator) selector(at string, s Selector) {
-	var given []string
-	for _, field := range []struct {
-		name string
-		set  bool
-	}{{"name", s.Name != ""}, {"labels", s.Labels != nil}, {"cluster", s.Cluster != ""}} {
-		if field.set {
-			given = append(given, field.name)
+// command checks what a step runs.
+func (v *validator) command(at string, s *StepDef) {
+	switch {
+	case s.Run != "" && s.Argv != nil:
+		v.addf(at+".argv", "run and argv are both given: give one of them")
+	case s.Argv != nil:
+		v.argv(at+".argv", s.Argv)
+	case strings.TrimSpace(s.Run) == "":
+		v.addf(at+".run", "is missing or empty: give run or argv")
+	case len(s.Run) > MaxRun:
+		v.addf(at+".run", "has %d bytes, at most %d are allowed", len(s.Run), MaxRun)
+	default:
+		v.check(at+".run", checkText(s.Run))
+	}
+	if len(s.Stdin) > MaxRun {
+		v.addf(at+".stdin", "has %d bytes, at most %d are allowed", len(s.Stdin), MaxRun)
+	}
+	v.check(at+".stdin", checkText(s.Stdin))
+}
+
+func (v *validator) argv(at string, argv []string) {
+	switch {
+	case len(argv) == 0 || argv[0] == "":
+		v.addf(at, "must begin with the name of a program")
+	case len(argv) > MaxArgs:
+		v.addf(at, "has %d words, at most %d are allowed", len(argv), MaxArgs)
+		return
+	}
+	total := 0
+	for k, word := range argv {
+		total += len(word)
+		v.check(fmt.Sprintf("%s[%d]", at, k), checkValue(word))
+	}
+	if total > MaxRun {
+		v.addf(at, "has %d bytes, at most %d are allowed", total, MaxRun)
+	}
+}
+
+// limits checks the numbers and durations of a step.
+func (v *validator) limits(at string, s *StepDef) {
+	for _, d := range []struct {
+		field string
+		value Duration
+	}{{"timeout", s.Timeout}, {"kill_grace", s.KillGrace}, {"stop_when_alone", s.StopWhenAlone}} {
+		if d.value < 0 {
+			v.addf(at+"."+d.field, "%s must not be negative", d.value)
 		}
 	}
+	if s.StopWhenAlone != 0 && !s.Repeatable {
+		v.addf(at+".stop_when_alone", "wants repeatable: true, because an agent that is alone ends the step in the middle")
+	}
+	if s.OutputLimit < 0 {
+		v.addf(at+".output_limit", "%d must not be negative", int64(s.OutputLimit))
+	}
+	if s.Priority < -MaxPriority || s.Priority > MaxPriority {
+		v.addf(at+".priority", "%d must be from %d to %d", s.Priority, -MaxPriority, MaxPriority)
+	}
+	for k, code := range s.SuccessCodes {
+		field := fmt.Sprintf("%s.success_codes[%d]", at, k)
+		switch {
+		case code < 0 || code > 255:
+			v.addf(field, "%d must be from 0 to 255", code)
+		case slices.Contains(s.SuccessCodes[:k], code):
+			v.addf(field, "%d is named twice", code)
+		}
+	}
+}
+
+// outputs checks the names of what a step hands on. Two of a process must not come
+// to one variable.
+func (v *validator) outputs(at string, s *StepDef) {
+	if len(s.Outputs) > MaxOutputs {
+		v.addf(at+".outputs", "has %d names, at most %d are allowed", len(s.Outputs), MaxOutputs)
+		return
+	}
+	for k, name := range s.Outputs {
+		field := fmt.Sprintf("%s.outputs[%d]", at, k)
+		if err := CheckName(name); err != nil {
+			v.check(field, err)
+			continue
+		}
+		variable := OutputVariable(s.Name, name)
+		if v.variables == nil {
+			v.variables = make(map[string]string)
+		}
+		if before, dup := v.variables[variable]; dup {
+			v.addf(field, "%s would be the variable %s, as is %s", quote(name), variable, before)
+			continue
+		}
+		v.variables[variable] = fmt.Sprintf("%s of step %s", quote(name), quote(s.Name))
+	}
+}
+
+// agents checks where a step runs.
+func (v *validator) agents(at string, s *StepDef) {
+	if s.ForEach == nil {
+		v.selector(at+".agent", s.Agent)
+		if s.MaxParallel != 0 {
+			v.addf(at+".max_parallel", "only a step with for_each runs more than once at a time")
+		}
+		if s.FailFast {
+			v.addf(at+".fail_fast", "only a step with for_each has instances")
+		}
+		return
+	}
+	if s.Agent.Name != "" || s.Agent.Labels != nil || s.Agent.Cluster != "" {
+		v.addf(at+".for_each", "agent and for_each are both given: give one of them")
+	}
+	if s.MaxParallel < 0 || s.MaxParallel > MaxAgents {
+		v.addf(at+".max_parallel", "%d must be from 1 to %d", s.MaxParallel, MaxAgents)
+	}
+	switch t, given := s.ForEach, givenOf(
+		given{"names", s.ForEach.Names != nil}, given{"labels", s.ForEach.Labels != nil}, given{"cluster", s.ForEach.Cluster != ""},
+	); {
+	case len(given) > 1:
+		v.addf(at+".for_each", "has %s: give one of them", strings.Join(given, " and "))
+	case t.Names != nil:
+		v.targets(at+".for_each.names", t.Names)
+	case t.Cluster != "":
+		v.check(at+".for_each.cluster", CheckName(t.Cluster))
+	default:
+		v.labels(at+".for_each", "names, labels or cluster", t.Labels)
+	}
+}
+
+// given is a field, and whether it is there.
+type given struct {
+	name string
+	set  bool
+}
+
+// givenOf returns the names of the fields that are there.
+func givenOf(fields ...given) []string {
+	var names []string
+	for _, f := range fields {
+		if f.set {
+			names = append(names, f.name)
+		}
+	}
+	return names
+}
+
+func (v *validator) targets(at string, names []string) {
 	switch {
+	case len(names) == 0:
+		v.addf(at, "is empty")
+	case len(names) > MaxAgents:
+		v.addf(at, "has %d names, at most %d are allowed", len(names), MaxAgents)
+		return
+	}
+	seen := make(map[string]bool, len(names))
+	for k, name := range names {
+		field := fmt.Sprintf("%s[%d]", at, k)
+		v.check(field, CheckNodeName(name))
+		if seen[name] {
+			v.addf(field, "%s is named twice", quote(name))
+		}
+		seen[name] = true
+	}
+}
+
+func (v *validator) selector(at string, s Selector) {
+	switch given := givenOf(
+		given{"name", s.Name != ""}, given{"labels", s.Labels != nil}, given{"cluster", s.Cluster != ""},
+	); {
 	case len(given) > 1:
 		v.addf(at, "has %s: give one of them", strings.Join(given, " and "))
 	case s.Name != "":
 		v.check(at+".name", CheckNodeName(s.Name))
 	case s.Cluster != "":
 		v.check(at+".cluster", CheckName(s.Cluster))
-	case len(s.Labels) == 0:
-		v.addf(at, "is missing or empty: give name, labels or cluster")
-	case len(s.Labels) > MaxLabels:
-		v.addf(at+".labels", "has %d labels, at most %d are allowed", len(s.Labels), MaxLabels)
+	default:
+		v.labels(at, "name, labels or cluster", s.Labels)
 	}
-	for _, k := range slices.Sorted(maps.Keys(s.Labels)) {
-		v.check(at+".labels."+k, CheckLabel(k, s.Labels[k]))
+}
+
+// labels checks the labels that agents must have, or that something instead of them
+// is given.
+func (v *validator) labels(at, either string, labels map[string]string) {
+	switch {
+	case len(labels) == 0:
+		v.addf(at, "is missing or empty: give %s", either)
+	case len(labels) > MaxLabels:
+		v.addf(at+".labels", "has %d labels, at most %d are allowed", len(labels), MaxLabels)
+	}
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		v.check(at+".labels."+k, CheckLabel(k, labels[k]))
 	}
 }
 
@@ -219,6 +392,15 @@ func checkValue(s string) error {
 		return fmt.Errorf("has %d bytes, at most %d are allowed", len(s), MaxValue)
 	}
 	return checkText(s)
+}
+
+// checkUser says what is wrong with s as the name of a user. Whether there is such a
+// user only the agent knows.
+func checkUser(s string) error {
+	if len(s) > MaxName || s[0] == '-' || s[0] == '.' || !all(s, func(c byte) bool { return isNameByte(c) || c == '@' || c == '$' }) {
+		return fmt.Errorf("%s is not the name of a user", quote(s))
+	}
+	return nil
 }
 
 // checkText refuses what neither an environment nor JSON can carry.

@@ -26,9 +26,12 @@ type world struct {
 	agents  map[string]*machine
 	hello   map[string]Journal // what the owner knows of agents
 	net     []message
-	known   map[string]Step // step records as stored last
-	status  RequestStatus   // as stored last
-	held    bool            // since a new generation, until an operator releases it
+	known   map[string]Step    // step records as stored last
+	status  RequestStatus      // as stored last
+	held    bool               // by a new generation or an operator, until one releases it
+	reran   bool               // an operator has had something run again
+	inserts int                // of steps
+	repeat  map[attemptID]bool // whether the step was repeatable when the attempt was over
 	choices map[string]string
 	ends    map[attemptID]string // how attempts ended in truth; none: not at all
 	tick    int
@@ -85,6 +88,7 @@ func newWorld(t *rapid.T, p *Process) *world {
 		known:  make(map[string]Step),
 
 		choices: make(map[string]string),
+		repeat:  make(map[attemptID]bool),
 		ends:    make(map[attemptID]string),
 	}
 	for _, name := range []string{"a1", "a2"} {
@@ -119,7 +123,7 @@ func (w *world) accept(s State) {
 	w.owner = s
 	w.happens(Claimed{Fence{Generation: w.epoch, Revision: AtAcceptance}})
 	for _, e := range Pending(w.owner) {
-		if e.Kind == EffectChooseAgent && rapid.Bool().Draw(w.t, "an agent is there") {
+		if (e.Kind == EffectChooseAgent || e.Kind == EffectExpand) && rapid.Bool().Draw(w.t, "an agent is there") {
 			w.perform(e)
 		}
 	}
@@ -145,17 +149,21 @@ func (w *world) happens(ev Event) {
 	w.tick++
 	before := snapshot(w.t, w.owner)
 	s, change, err := Next(w.owner, ev, Stamp(fmt.Sprint(w.tick)))
-	if errors.Is(err, ErrConflict) {
-		return // operators may be late
+	if _, operator := ev.(order); operator && (errors.Is(err, ErrConflict) || errors.Is(err, ErrInvalid)) {
+		return // operators may be late, and mistaken
 	}
 	if err != nil {
 		w.t.Fatalf("%+v: %v", ev, err)
 	}
-	switch ev.(type) {
+	switch ev := ev.(type) {
 	case Claimed:
 		w.held = w.held || s.Fence.Generation > w.owner.Fence.Generation && w.owner.Fence != Fence{}
+	case Hold:
+		w.held = w.held || ev.Step == ""
 	case Release:
-		w.held = false
+		w.held = w.held && ev.Step != ""
+	case Rerun:
+		w.reran = true
 	}
 	if snapshot(w.t, w.owner) != before {
 		w.t.Fatalf("%+v changed its input", ev)
@@ -175,17 +183,18 @@ func (w *world) audit(s State, change Change, ev Event) {
 	if w.status.Final() && s.Record.Status != w.status {
 		w.t.Fatalf("%+v: final status %s became %s", ev, w.status, s.Record.Status)
 	}
-	if !w.status.Final() && s.Record.Status.Final() && s.Record.Cancel == nil {
+	if !w.status.Final() && s.Record.Status.Final() && s.Record.Cancel == nil && s.Record.Finish == nil {
 		w.checkOutcome(s)
 	}
 	w.status = s.Record.Status
-	for _, i := range change.Steps {
+	for _, name := range change.Steps {
+		i := s.Index(name)
 		st, def := *s.Steps[i], s.Def(i)
 		was := w.known[st.Name]
 		if was.Status == "" {
 			was.Status = StepWaiting
 		}
-		if was.Status.Final() && st.Status != was.Status {
+		if _, again := ev.(Rerun); was.Status.Final() && st.Status != was.Status && !again {
 			w.t.Fatalf("%+v: step %s was %s and became %s", ev, st.Name, was.Status, st.Status)
 		}
 		if st.Attempt != was.Attempt {
@@ -197,6 +206,9 @@ func (w *world) audit(s State, change Change, ev Event) {
 		if was.Status == StepInDoubt && st.Status.derived() && (st.Decision == nil || st.Decision.As != VerdictRerun) && st.Failures == was.Failures {
 			w.t.Fatalf("%+v: step %s left doubt by itself", ev, st.Name)
 		}
+		if was.Status.out() && st.Status.derived() {
+			w.repeat[attemptID{name, was.Attempt}] = def.Repeatable // an operator may change it later
+		}
 		w.checkTruth(st, was, def, ev)
 		w.known[st.Name] = st
 	}
@@ -207,6 +219,10 @@ func (w *world) checkDispatch(s State, st, was Step, def *StepDef, ev Event) {
 	if s.Record.Cancel != nil || w.held {
 		w.t.Fatalf("%+v: step %s dispatched in a request that is cancelled or held", ev, st.Name)
 	}
+	if was.Hold != nil || was.Skipped() {
+		w.t.Fatalf("%+v: step %s dispatched, which is held or to be skipped", ev, st.Name)
+	}
+	w.checkInstance(s, st, ev)
 	selector := def.Agent.String()
 	if agent := w.choices[selector]; agent != "" && agent != st.Agent || !def.Agent.Matches(st.Agent, def.Agent.Labels) {
 		w.t.Fatalf("%+v: step %s dispatched to %s, but %s means %s", ev, st.Name, st.Agent, selector, agent)
@@ -220,12 +236,13 @@ func (w *world) checkDispatch(s State, st, was Step, def *StepDef, ev Event) {
 	if end == "" && slices.Contains(w.agents[was.Agent].gone, was.Dispatch.Journal.ID) {
 		end = "unknown" // the journal that it was sent to has gone: nobody takes the start
 	}
+	repeatable := w.repeat[attemptID{st.Name, was.Attempt}]
 	switch {
 	case end == "":
 		w.t.Fatalf("%+v: step %s: attempt %d follows one that has not ended", ev, st.Name, st.Attempt)
-	case end == "success" && !rerun && !def.Repeatable:
+	case end == "success" && !rerun && !repeatable:
 		w.t.Fatalf("%+v: step %s: attempt %d follows a success", ev, st.Name, st.Attempt)
-	case end == "unknown" && !rerun && !def.Repeatable:
+	case end == "unknown" && !rerun && !repeatable:
 		w.t.Fatalf("%+v: step %s: attempt %d follows an unknown end", ev, st.Name, st.Attempt)
 	}
 }
@@ -234,13 +251,22 @@ func (w *world) checkDispatch(s State, st, was Step, def *StepDef, ev Event) {
 // its definition says.
 func (w *world) checkOutcome(s State) {
 	status := func(i int) StepStatus { return s.Steps[i].Status }
+	counts := func(i int) StepStatus { // for what needs it
+		if s.Steps[i].Passed {
+			return StepSucceeded
+		}
+		return status(i)
+	}
 	want := RequestSucceeded
 	for i, st := range s.Steps {
+		if w.checkParent(s, i) {
+			continue
+		}
 		needs := make([]StepStatus, 0, len(s.Steps))
 		recovered := false
 		for j := range s.Steps {
 			if slices.Contains(s.Def(i).Needs, s.Steps[j].Name) {
-				needs = append(needs, status(j))
+				needs = append(needs, counts(j))
 			}
 			if slices.Contains(s.Def(j).Needs, st.Name) && s.Def(j).Recovers && status(j) == StepSucceeded {
 				recovered = true
@@ -251,7 +277,8 @@ func (w *world) checkOutcome(s State) {
 			OnFailure: slices.Contains(needs, StepFailed),
 			OnSuccess: !slices.ContainsFunc(needs, func(s StepStatus) bool { return s != StepSucceeded }),
 		}[s.Def(i).On]
-		if runs == (status(i) == StepSkipped) {
+		// What was decided before an operator let its needs run again stays decided.
+		if !w.reran && runs != (status(i) != StepSkipped || st.Passed) {
 			w.t.Fatalf("%s: step %s, on: %s", summary(s), st.Name, s.Def(i).On)
 		}
 		if status(i) == StepFailed && !recovered {
@@ -269,7 +296,7 @@ func (w *world) checkTruth(st, was Step, def *StepDef, ev Event) {
 	if st.Status == was.Status && st.Attempt == was.Attempt {
 		return
 	}
-	if _, operator := ev.(Resolve); operator || st.Attempt == 0 {
+	if _, operator := ev.(order); operator || st.Attempt == 0 {
 		return
 	}
 	id := attemptID{st.Name, st.Attempt}
@@ -316,6 +343,8 @@ func (w *world) perform(e Effect) {
 			agent = rapid.SampledFrom([]string{"a1", "a2"}).Draw(w.t, "agent")
 		}
 		w.happens(AgentChosen{Step: e.Step, Agent: agent, Journal: w.hello[agent]})
+	case EffectExpand:
+		w.happens(Expanded{Step: e.Step, Agents: rapid.SampledFrom([][]string{{"a1"}, {"a2", "a1"}, {"a1", "a2"}, {"a2"}, {}}).Draw(w.t, "agents")})
 	case EffectWait:
 		w.happens(RetryDue{Step: e.Step, Attempt: e.Attempt})
 	case EffectSend:
@@ -547,7 +576,7 @@ func (m *machine) restart() {
 
 // The faults and orders that a world may see. Each world sees some of them only:
 // where everything goes wrong, little happens.
-var trouble = []string{"crash", "generation", "frozen", "cancel", "resolve", "give up", "restart", "reinstall", "lose", "floor", "reach"}
+var trouble = []string{"crash", "generation", "frozen", "cancel", "resolve", "give up", "restart", "reinstall", "lose", "floor", "reach", "hold", "skip", "rerun", "finish", "amend"}
 
 type action struct {
 	weight int
@@ -600,7 +629,7 @@ func (w *world) ownerActions(may func(kind, name string, weight int, do func()))
 	if len(w.former) > 0 {
 		may("frozen", "", 3, func() {
 			for _, e := range Pending(rapid.SampledFrom(w.former).Draw(w.t, "former")) {
-				if e.Kind != EffectChooseAgent && e.Kind != EffectWait {
+				if e.Kind != EffectChooseAgent && e.Kind != EffectExpand && e.Kind != EffectWait {
 					w.send(e)
 				}
 			}
@@ -612,6 +641,7 @@ func (w *world) ownerActions(may func(kind, name string, weight int, do func()))
 	})
 	may("generation", " release", 3, func() { w.happens(Release{By: "ada"}) })
 	may("cancel", "", 1, func() { w.happens(Cancel{By: "ada"}) })
+	w.orderActions(may)
 	verdict := rapid.SampledFrom([]Verdict{VerdictSuccess, VerdictFailed, VerdictRerun})
 	for _, st := range w.owner.Steps {
 		if st.Status == StepInDoubt {
@@ -660,8 +690,9 @@ func (m *machine) actions(may func(kind, name string, weight int, do func())) {
 // order, agents tell again what was not acknowledged, and operators release what is
 // held. It returns when nothing is left to happen.
 func (w *world) calm() {
-	if w.owner.Record.Held {
-		w.happens(Release{By: "ada"})
+	w.happens(Release{By: "ada"})
+	for _, st := range w.owner.Steps {
+		w.happens(Release{Step: st.Name, By: "ada"})
 	}
 	for _, name := range []string{"a1", "a2"} {
 		m := w.agents[name]
@@ -711,29 +742,42 @@ func (w *world) flush() {
 // genGraph draws a process on two agents.
 func genGraph(t *rapid.T) *Process {
 	p := &Process{Name: "test"}
+	var names []string
 	for i := range rapid.SampledFrom([]int{1, 2, 3, 5}).Draw(t, "steps") {
-		s := StepDef{
-			Name:       string(rune('a' + i)),
-			On:         rapid.SampledFrom([]Condition{OnSuccess, OnSuccess, OnFailure, OnAlways}).Draw(t, "on"),
-			Run:        "true",
-			Repeatable: rapid.Bool().Draw(t, "repeatable"),
-			Retry:      Retry{Attempts: rapid.SampledFrom([]int{0, 2, 3}).Draw(t, "attempts"), Delay: rapid.SampledFrom([]Duration{0, 5}).Draw(t, "delay")},
-			Agent: rapid.SampledFrom([]Selector{
-				{Name: "a1"}, {Name: "a2"}, {Labels: map[string]string{"tier": "x"}}, {Labels: map[string]string{"tier": "y"}},
-			}).Draw(t, "selector"),
-		}
-		for j := range i {
-			if rapid.SampledFrom([]bool{false, false, true}).Draw(t, "needed") {
-				s.Needs = append(s.Needs, string(rune('a'+j)))
-			}
-		}
-		if len(s.Needs) == 0 && s.On == OnFailure {
-			s.On = OnAlways
-		}
-		s.Recovers = s.On == OnFailure && rapid.Bool().Draw(t, "recovers")
-		p.Steps = append(p.Steps, s)
+		name := string(rune('a' + i))
+		p.Steps = append(p.Steps, genStep(t, name, names))
+		names = append(names, name)
 	}
 	return p
+}
+
+// genStep draws a step that may need some of others.
+func genStep(t *rapid.T, name string, others []string) StepDef {
+	s := StepDef{
+		Name:       name,
+		On:         rapid.SampledFrom([]Condition{OnSuccess, OnSuccess, OnFailure, OnAlways}).Draw(t, "on"),
+		Run:        "true",
+		Repeatable: rapid.Bool().Draw(t, "repeatable"),
+		Retry:      Retry{Attempts: rapid.SampledFrom([]int{0, 2, 3}).Draw(t, "attempts"), Delay: rapid.SampledFrom([]Duration{0, 5}).Draw(t, "delay")},
+		Agent: rapid.SampledFrom([]Selector{
+			{Name: "a1"}, {Name: "a2"}, {Labels: map[string]string{"tier": "x"}}, {Labels: map[string]string{"tier": "y"}},
+		}).Draw(t, "selector"),
+	}
+	if rapid.SampledFrom([]bool{false, false, true}).Draw(t, "for each") {
+		s.Agent, s.ForEach = Selector{}, &Targets{Labels: map[string]string{"tier": "x"}}
+		s.MaxParallel = rapid.IntRange(0, 1).Draw(t, "parallel")
+		s.FailFast = rapid.Bool().Draw(t, "fail fast")
+	}
+	for _, other := range others {
+		if rapid.SampledFrom([]bool{false, false, true}).Draw(t, "needed") {
+			s.Needs = append(s.Needs, other)
+		}
+	}
+	if len(s.Needs) == 0 && s.On == OnFailure {
+		s.On = OnAlways
+	}
+	s.Recovers = s.On == OnFailure && rapid.Bool().Draw(t, "recovers")
+	return s
 }
 
 // Whatever happens in whatever order: an attempt starts at most once, attempts of a

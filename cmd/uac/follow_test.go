@@ -106,11 +106,7 @@ type slowOwner struct {
 	whenWatched
 }
 
-func (b slowOwner) Resolve(context.Context, api.Actor, string, string, string, bool) error {
-	return nil
-}
-func (b slowOwner) Cancel(context.Context, api.Actor, string) error  { return nil }
-func (b slowOwner) Release(context.Context, api.Actor, string) error { return nil }
+func (b slowOwner) Steer(context.Context, api.Actor, string, api.Order) error { return nil }
 
 // An order to a request that is in doubt is waited for: that it is still in doubt
 // before the owner has obeyed is not the outcome.
@@ -122,6 +118,8 @@ func TestWaitAfterAnOrder(t *testing.T) {
 		r.Steps = []api.Step{
 			{Name: "backup", Status: roles.StepInDoubt, Attempt: attempt, Agent: "db1"},
 			{Name: "check", Status: roles.StepInDoubt, Attempt: 1, Agent: "db1"},
+			{Name: "later", Needs: []string{"check"}, Status: roles.StepHeld},
+			{Name: "done", Status: roles.StepFailed, Attempt: 1, Agent: "db1"},
 		}
 	}
 	for _, tt := range []struct {
@@ -139,6 +137,13 @@ func TestWaitAfterAnOrder(t *testing.T) {
 		}, exitInDoubt, "succeeded"},
 		{"cancel %s", func(s *apitest.State) { doubt(s, 1, "cancelled by alice") }, exitInDoubt, "cancelled by alice"},
 		{"release %s", func(s *apitest.State) { doubt(s, 1, "released") }, exitInDoubt, "released"},
+		{"release %s --step later", func(s *apitest.State) { s.Requests[1].Steps[2].Status = roles.StepWaiting }, exitInDoubt, "waiting"},
+		{"skip %s --step later", func(s *apitest.State) { s.Requests[1].Steps[2].Reason = "skipped by alice" }, exitInDoubt, "skipped by alice"},
+		{"rerun %s --step done", func(s *apitest.State) { s.Requests[1].Steps[3].Attempt = 2 }, exitInDoubt, "2"},
+		{"insert %s -f testdata/step.yaml --after done", func(s *apitest.State) {
+			s.Requests[1].Steps = append(s.Requests[1].Steps, api.Step{Name: "mail", Status: roles.StepWaiting})
+		}, exitInDoubt, "mail"},
+		{"finish %s --as succeeded", func(s *apitest.State) { s.Requests[1].Status = roles.RequestSucceeded }, exitDone, "succeeded"},
 	} {
 		b := apitest.New(sampleState())
 		b.Update(func(s *apitest.State) {
@@ -293,6 +298,8 @@ func TestTree(t *testing.T) {
 		{{Name: "b", Needs: []string{"a"}}, {Name: "a"}},                       // needs what comes later
 		{{Name: "a", Needs: []string{"b"}}, {Name: "b", Needs: []string{"a"}}}, // cannot be accepted
 		{{Name: "a", Needs: []string{"a", "nosuch"}}},
+		{{Name: "a"}, {Name: "a@w1", Of: "a"}, {Name: "a@w2", Of: "a"}, {Name: "b", Needs: []string{"a"}}},
+		{{Name: "a@w1", Of: "nosuch"}},
 	} {
 		var names, shown []string
 		for _, s := range steps {
@@ -305,6 +312,41 @@ func TestTree(t *testing.T) {
 		slices.Sort(shown)
 		if diff := cmp.Diff(names, shown); diff != "" {
 			t.Errorf("%v (-want +got):\n%s", steps, diff)
+		}
+	}
+}
+
+// Instances stand below their step, and its logs are theirs.
+func TestInstances(t *testing.T) {
+	zero := 0
+	s := sampleState()
+	s.Requests[1].Steps = []api.Step{
+		{Name: "patch", Status: roles.StepRunning},
+		{Name: "patch@web1", Of: "patch", Status: roles.StepSucceeded, Attempt: 1, Agent: "web1", ExitCode: &zero},
+		{Name: "patch@web2", Of: "patch", Status: roles.StepReady, Reason: "waits"},
+		{Name: "report", Needs: []string{"patch"}, Status: roles.StepWaiting},
+	}
+	id := apitest.RequestID(2)
+	s.Output[id+"/patch@web1/1"] = "patched\n"
+	c := newCluster(t, s)
+	got := c.run(t, "request", "show", id)
+	want := `STEP           STATUS     AGENT  DURATION  EXIT  NOTE
+patch          running
+├─ patch@web1  succeeded  web1             0
+├─ patch@web2  ready                             waits
+└─ report      waiting
+`
+	if _, table, _ := strings.Cut(got.stdout, "\n\n"); table != want {
+		t.Errorf("got:\n%s\nwant:\n%s", table, want)
+	}
+	for args, want := range map[string]result{
+		"--step patch":                  {stdout: "==> patch@web1 (attempt 1 on web1) <==\npatched\n"},
+		"--step patch@web1":             {stdout: "patched\n"},
+		"--step patch@web2 --attempt 1": {code: exitNotFound, stderr: "error: step patch@web2 of request " + id + " has no attempt 1: it has not started\n"},
+		"--step patch@web9":             {code: exitNotFound, stderr: "error: request " + id + " has no step \"patch@web9\"\n"},
+	} {
+		if got := c.run(t, append([]string{"request", "logs", id}, strings.Fields(args)...)...); got != want {
+			t.Errorf("%s: %+v", args, got)
 		}
 	}
 }

@@ -69,7 +69,7 @@ func runRequestLogs(ctx context.Context, a *app, opts logsOptions) error {
 	if err := opts.find(req); err != nil {
 		return err
 	}
-	out := &logWriter{w: a.stdout, p: a.paint(a.stdout), headers: opts.step == "" && len(req.Steps) > 1}
+	out := &logWriter{w: a.stdout, p: a.paint(a.stdout), headers: opts.many(req)}
 	t := newTails(c, opts, out, a.stderr)
 	if !opts.follow {
 		var errs []error
@@ -79,6 +79,23 @@ func runRequestLogs(ctx context.Context, a *app, opts logsOptions) error {
 		return errors.Join(errs...)
 	}
 	return t.follow(ctx)
+}
+
+// wants reports whether the output of a step is wanted: that of all, of the one that is
+// named, or of its instances.
+func (o *logsOptions) wants(s api.Step) bool {
+	return o.step == "" || s.Name == o.step || s.Of == o.step
+}
+
+// many reports whether more than one step is wanted.
+func (o *logsOptions) many(req api.Request) bool {
+	n := 0
+	for _, s := range req.Steps {
+		if o.wants(s) {
+			n++
+		}
+	}
+	return n > 1
 }
 
 // find returns an error if the request has not what the options name. An attempt
@@ -91,7 +108,7 @@ func (o *logsOptions) find(req api.Request) error {
 	switch {
 	case i < 0:
 		return fail(exitNotFound, "request %s has no step %q", o.id, o.step)
-	case o.attempt <= req.Steps[i].Attempt, o.follow && !settled(req):
+	case o.attempt <= req.Steps[i].Attempt, o.follow && !settled(req), o.many(req):
 		return nil
 	case req.Steps[i].Attempt == 0:
 		return fail(exitNotFound, "step %s of request %s has no attempt %d: it has not started", o.step, o.id, o.attempt)
@@ -135,7 +152,7 @@ func (t *tails) fresh(req api.Request) []attempt {
 				from = n
 			}
 		}
-		if t.opts.step != "" && s.Name != t.opts.step || from == 0 {
+		if !t.opts.wants(s) || from == 0 {
 			continue
 		}
 		for n := from; n <= to; n++ {

@@ -62,6 +62,11 @@ func runProcessList(ctx context.Context, a *app) error {
 			for _, s := range p.Selectors() {
 				texts = append(texts, s.String())
 			}
+			for _, s := range p.Steps {
+				if s.ForEach != nil {
+					texts = append(texts, "all:"+s.ForEach.String())
+				}
+			}
 			return strings.Join(texts, " ")
 		}},
 	)

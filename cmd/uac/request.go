@@ -23,8 +23,14 @@ func newRequestCommand(a *app) *cobra.Command {
 		newRequestShowCommand(a),
 		newRequestLogsCommand(a),
 		newRequestCancelCommand(a),
-		newRequestResolveCommand(a),
+		newRequestHoldCommand(a),
 		newRequestReleaseCommand(a),
+		newRequestSkipCommand(a),
+		newRequestRerunCommand(a),
+		newRequestResolveCommand(a),
+		newRequestFinishCommand(a),
+		newRequestInsertCommand(a),
+		newRequestChangeCommand(a),
 	)
 }
 
@@ -202,27 +208,6 @@ func newRequestCancelCommand(a *app) *cobra.Command {
 The owner obeys when it can; --wait waits for it, and exits 1 for a cancelled
 request.`,
 		Example:           "  uac request cancel 01JD8Z6V9YB6W7N2Q5T3R4S8XA --why 'wrong version'",
-		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeRequests(true),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			opts.id = args[0]
-			return runRequestCommand(cmd.Context(), a, opts)
-		},
-	}
-	waitFlag(cmd.Flags(), &opts.wait)
-	whyFlag(cmd.Flags(), &opts.why)
-	return cmd
-}
-
-func newRequestReleaseCommand(a *app) *cobra.Command {
-	// That it is held is its reason.
-	opts := commandOptions{verb: "release", obeyed: func(before, now api.Request) bool { return now.Reason != before.Reason }}
-	cmd := &cobra.Command{
-		Use:   "release REQUEST",
-		Short: "Let a held request go on",
-		Long: `Let a request go on that is held: after the cluster continued without its
-majority, or from a backup, nobody knows what the lost nodes had still done.`,
-		Example:           "  uac request release 01JD8Z6V9YB6W7N2Q5T3R4S8XA",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeRequests(true),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,7 +21,7 @@ type branch struct {
 
 // tree orders steps so that each stands below one step that it needs: the last
 // of them to end or, before that, the last in order. A step has one line, so
-// its other needs are named beside it.
+// its other needs are named beside it. Instances stand below their step.
 func tree(steps []api.Step) []branch {
 	index := map[string]int{}
 	for i, s := range steps {
@@ -30,6 +32,10 @@ func tree(steps []api.Step) []branch {
 	also := make([][]string, len(steps))
 	for i, s := range steps {
 		parent := root
+		if j, known := index[s.Of]; s.Of != "" && known {
+			below[j] = append(below[j], i)
+			continue
+		}
 		for _, need := range s.Needs {
 			j, known := index[need]
 			switch {
@@ -125,7 +131,22 @@ func note(b branch) string {
 	if b.Reason != "" {
 		parts = append(parts, b.Reason)
 	}
+	for _, name := range slices.Sorted(maps.Keys(b.Outputs)) {
+		parts = append(parts, name+"="+oneLine(b.Outputs[name]))
+	}
 	return strings.Join(parts, "; ")
+}
+
+// oneLine returns the value of an output as it fits into a table.
+func oneLine(value string) string {
+	const most = 80 // a digest is shorter
+	if short := []rune(value); len(short) > most {
+		value = string(short[:most]) + "..."
+	}
+	if strings.ContainsFunc(value, func(r rune) bool { return !strconv.IsPrint(r) }) {
+		return strconv.Quote(value)
+	}
+	return value
 }
 
 func stepColor(s roles.StepStatus) color {

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -82,6 +83,15 @@ func (b *agentBook) noteLink(kv coord.KV, deleted bool) {
 		rec.mod = kv.Mod
 		b.links[agent][controller] = rec
 	}
+}
+
+// targets returns the agents that a step with for_each runs on, connected or not.
+func (b *agentBook) targets(t *roles.Targets) []string {
+	var found []string
+	for _, sel := range t.Selectors() {
+		found = append(found, b.meant(sel)...)
+	}
+	return found
 }
 
 // linkTo returns the link in use to an agent, nil if there is none.
@@ -265,8 +275,12 @@ func (d *desk) agentFor(state roles.State, eff roles.Effect) (offer, bool) {
 		d.lookElsewhere(pick)
 		return offer{}, false
 	}
-	if d.agents.agents[pick].Suspended && !uses(state, pick) {
-		return offer{}, false
+	if !uses(state, pick) {
+		rec := d.agents.agents[pick]
+		cluster, known := d.agents.clusters[sel.Cluster]
+		if rec.Suspended || known && !cluster.serves(pick, rec.Labels) {
+			return offer{}, false
+		}
 	}
 	off := offer{agent: pick, cluster: sel.Cluster, journal: journalOf(r.hello().GetJournal()), gates: d.agents.gates(sel.Cluster, pick)}
 	off.open = d.openFor(off.gates)
@@ -367,12 +381,9 @@ func (d *desk) send(o *owned, eff roles.Effect) bool {
 			m.Body = &wire.ControllerMessage_Kill{Kill: &wire.Kill{Request: o.id, Step: eff.Step, Attempt: attempt, Fence: fence}}
 			break
 		}
-		def := o.state.Def(i)
-		m.Body = &wire.ControllerMessage_Start{Start: &wire.Start{
-			Request: o.id, Step: eff.Step, Attempt: attempt, Fence: fence,
-			Script: def.Run, Env: def.Env, Params: o.state.Request.Params, Dir: def.Dir,
-			TimeoutNanos: int64(def.Timeout),
-		}}
+		start := startOf(o.state, i)
+		start.Attempt, start.Fence = attempt, fence
+		m.Body = &wire.ControllerMessage_Start{Start: start}
 	case roles.EffectAck:
 		m.Body = &wire.ControllerMessage_Ack{Ack: &wire.Ack{
 			Request: o.id, Step: eff.Step, Attempt: attempt, Fence: fence, Final: o.state.Record.Status.Final(),
@@ -383,4 +394,21 @@ func (d *desk) send(o *owned, eff roles.Effect) bool {
 		return false
 	}
 	return r.send(m)
+}
+
+// startOf says what step i of a request runs, and how.
+func startOf(s roles.State, i int) *wire.Start {
+	def := s.Def(i)
+	env := def.Env
+	if outputs := s.Outputs(i); len(outputs) > 0 {
+		env = maps.Clone(outputs) // no name of def.Env begins like theirs
+		maps.Copy(env, def.Env)
+	}
+	return &wire.Start{
+		Request: s.Request.ID, Step: s.Steps[i].Name,
+		Script: def.Run, Argv: def.Argv, Stdin: []byte(def.Stdin), Env: env, Params: s.Request.Params,
+		Dir: def.Dir, RunAs: def.RunAs, TimeoutNanos: int64(def.Timeout), KillGraceNanos: int64(def.KillGrace),
+		OutputLimit: int64(def.OutputLimit), Outputs: def.Outputs, Priority: int32(def.Priority), //nolint:gosec // Validate limits it
+		StopWhenAloneNanos: int64(def.StopWhenAlone),
+	}
 }

@@ -287,7 +287,7 @@ func TestThroughOthers(t *testing.T) {
 		a.running(s)
 		c1.awaitStep(r.ID, "one", roles.StepRunning)
 		a.connect(c2)
-		if err := c1.Cancel(t.Context(), operator, r.ID); err != nil {
+		if err := c1.Steer(t.Context(), operator, r.ID, api.Order{Verb: "cancel"}); err != nil {
 			t.Fatal(err)
 		}
 		same(t, "the kill", &wire.Kill{Request: r.ID, Step: "one", Attempt: 1, Fence: c1.fence(r.ID)}, a.killed())

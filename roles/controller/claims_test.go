@@ -100,7 +100,7 @@ func TestAdopt(t *testing.T) {
 			ad := s.a.adopt()
 			s.a.adopted(ad)
 			anew(s)
-			if err := s.n.Cancel(s.t.Context(), operator, s.r.ID); err != nil {
+			if err := s.n.Steer(s.t.Context(), operator, s.r.ID, api.Order{Verb: "cancel"}); err != nil {
 				s.t.Fatal(err)
 			}
 			s.a.killed()
@@ -210,7 +210,7 @@ func TestAdopt(t *testing.T) {
 			c1.awaitStep(s.r.ID, "one", roles.StepRunning)
 		}
 		if tc.cancelled {
-			if err := c1.Cancel(t.Context(), operator, s.r.ID); err != nil {
+			if err := c1.Steer(t.Context(), operator, s.r.ID, api.Order{Verb: "cancel"}); err != nil {
 				t.Fatal(err)
 			}
 			s.a.killed()

@@ -225,7 +225,7 @@ func (c *Controller) DeleteAgentCluster(ctx context.Context, a api.Actor, name s
 			return err
 		}
 		for i := range p.Steps {
-			if p.Steps[i].Agent.Cluster == name && !force {
+			if (p.Steps[i].Agent.Cluster == name || p.Steps[i].ForEach != nil && p.Steps[i].ForEach.Cluster == name) && !force {
 				return fmt.Errorf("%w: step %s of process %s names agent cluster %s; force deletes it all the same",
 					api.ErrConflict, p.Steps[i].Name, p.Name, name)
 			}

@@ -129,8 +129,8 @@ func (d *desk) accept(adm admission, answer func(coord.Result, error)) {
 	state, more, _ := d.choose(state)
 	id := state.Request.ID
 	notAccepted := func() {
-		for _, i := range more.Steps {
-			d.recount(stepKey(id, state.Steps[i].Name))
+		for _, name := range more.Steps {
+			d.recount(stepKey(id, name))
 		}
 	}
 	tx := adm.with(state, change.And(more))
@@ -265,8 +265,8 @@ func records(id string, state roles.State, change roles.Change) []coord.Write {
 	if change.Record {
 		writes = append(writes, coord.Put(statusKey(id), encode(state.Record)))
 	}
-	for _, i := range change.Steps {
-		writes = append(writes, coord.Put(stepKey(id, state.Steps[i].Name), encode(state.Steps[i])))
+	for _, name := range change.Steps {
+		writes = append(writes, coord.Put(stepKey(id, name), encode(state.Steps[state.Index(name)])))
 	}
 	return writes
 }
@@ -275,35 +275,48 @@ func records(id string, state roles.State, change roles.Change) []coord.Write {
 // it that state, and returns the writes that this and the change ask for.
 func (d *desk) feedOne(o *owned, next roles.State, change roles.Change) []coord.Write {
 	state, more, wants := d.choose(next)
-	for _, i := range more.Steps {
-		d.concerns(o, state.Steps[i].Agent)
+	for _, name := range more.Steps {
+		d.concerns(o, state.Steps[state.Index(name)].Agent)
 	}
 	o.state = state
 	d.waitFor(o, wants)
 	return records(o.id, state, change.And(more))
 }
 
-// choose dispatches ready steps, as long as that gets anywhere, and returns those
-// that have to wait: for an agent, or because they pass a limit.
+// choose finds the agents of ready steps with for_each, and dispatches other ready
+// steps, as long as that gets anywhere. It returns those that have to wait: for an
+// agent, or because they pass a limit.
 func (d *desk) choose(state roles.State) (_ roles.State, all roles.Change, wants []wanted) {
 	for {
 		wants = nil
 		progress := false
 		for _, eff := range roles.Pending(state) {
-			if eff.Kind != roles.EffectChooseAgent {
+			var ev roles.Event
+			cluster := ""
+			switch eff.Kind {
+			case roles.EffectExpand:
+				ev = roles.Expanded{Step: eff.Step, Agents: d.agents.targets(state.Def(state.Index(eff.Step)).ForEach)}
+			case roles.EffectChooseAgent:
+				off, ok := d.agentFor(state, eff)
+				if !ok || len(off.gates) > 0 {
+					wants = append(wants, wantOf(state, eff, ok))
+					continue
+				}
+				ev, cluster = roles.AgentChosen{Step: eff.Step, Agent: off.agent, Journal: off.journal}, off.cluster
+			default:
 				continue
 			}
-			off, ok := d.agentFor(state, eff)
-			if !ok || len(off.gates) > 0 {
-				wants = append(wants, wantOf(state, eff, ok))
-				continue
-			}
-			next, change, err := roles.Next(state, roles.AgentChosen{Step: eff.Step, Agent: off.agent, Journal: off.journal}, now())
+			next, change, err := roles.Next(state, ev, now())
 			if err != nil {
-				d.log.Warn("agent not accepted", "request", state.Request.ID, "step", eff.Step, "agent", off.agent, "error", err)
+				d.log.Warn("agent not accepted", "request", state.Request.ID, "event", ev, "error", err)
 				continue
 			}
-			d.load.expect(stepKey(state.Request.ID, eff.Step), outStep{agent: off.agent, cluster: off.cluster, attempt: eff.Attempt})
+			if len(change.Steps) == 0 {
+				continue // there is no room for one more instance
+			}
+			if chosen, ok := ev.(roles.AgentChosen); ok {
+				d.load.expect(stepKey(state.Request.ID, eff.Step), outStep{agent: chosen.Agent, cluster: cluster, attempt: eff.Attempt})
+			}
 			state, all, progress = next, all.And(change), true
 		}
 		if !progress {
@@ -318,7 +331,7 @@ func wantOf(state roles.State, eff roles.Effect, limited bool) wanted {
 	sel := state.Def(i).Agent
 	return wanted{
 		want:    want{selector: sel.String(), agent: eff.Agent, uses: eff.Agent != "" && uses(state, eff.Agent)},
-		waiter:  waiter{id: state.Request.ID, index: i},
+		waiter:  waiter{id: state.Request.ID, index: i, priority: state.Def(i).Priority},
 		cluster: sel.Cluster, limited: limited,
 	}
 }
@@ -370,7 +383,7 @@ func (d *desk) perform(o *owned) {
 		switch eff.Kind {
 		case roles.EffectWait:
 			d.wait(o, eff)
-		case roles.EffectChooseAgent:
+		case roles.EffectChooseAgent, roles.EffectExpand:
 			// choose has tried; a link that comes up tries again.
 		default:
 			link := d.linkTo(eff.Agent)

@@ -232,12 +232,12 @@ func TestCommands(t *testing.T) {
 		a, r, s := begin(t, nil)
 		a.running(s)
 		c1.awaitStep(r.ID, "one", roles.StepRunning)
-		if err := c1.Cancel(t.Context(), operator, r.ID); err != nil {
+		if err := c1.Steer(t.Context(), operator, r.ID, api.Order{Verb: "cancel"}); err != nil {
 			t.Fatal(err)
 		}
 		same(t, "the kill", &wire.Kill{Request: r.ID, Step: "one", Attempt: 1, Fence: c1.fence(r.ID)}, a.killed())
 		c1.awaitStatus(r.ID, roles.RequestCancelling)
-		if err := c1.Cancel(t.Context(), operator, r.ID); err != nil {
+		if err := c1.Steer(t.Context(), operator, r.ID, api.Order{Verb: "cancel"}); err != nil {
 			t.Errorf("cancelled twice: %v", err)
 		}
 		a.report(r.ID, "one", 1, wire.State_EXITED, &wire.End{Code: 143, Stopped: wire.Stop_KILLED})
@@ -256,7 +256,7 @@ func TestCommands(t *testing.T) {
 		a.report(r.ID, "one", 1, wire.State_UNKNOWN, &wire.End{Reason: "power cut"})
 		c1.awaitStatus(r.ID, roles.RequestInDoubt)
 		a.ack()
-		if err := c1.Resolve(t.Context(), operator, r.ID, "one", "rerun", false); err != nil {
+		if err := c1.Steer(t.Context(), operator, r.ID, api.Order{Verb: "resolve", Step: "one", As: "rerun"}); err != nil {
 			t.Fatal(err)
 		}
 		if s := a.start(); s.GetAttempt() != 2 {
@@ -265,7 +265,7 @@ func TestCommands(t *testing.T) {
 		a.report(r.ID, "one", 2, wire.State_UNKNOWN, nil)
 		c1.awaitStatus(r.ID, roles.RequestInDoubt)
 		a.ack()
-		if err := c1.Resolve(t.Context(), operator, r.ID, "one", "success", false); err != nil {
+		if err := c1.Steer(t.Context(), operator, r.ID, api.Order{Verb: "resolve", Step: "one", As: "success"}); err != nil {
 			t.Fatal(err)
 		}
 		if s := a.start(); s.GetStep() != "two" || s.GetAttempt() != 1 {
@@ -293,7 +293,7 @@ func TestCommands(t *testing.T) {
 		if got, _ := c1.GetRequest(t.Context(), r.ID); !strings.Contains(got.Reason, "held") {
 			t.Errorf("reason %q, want that it is held", got.Reason)
 		}
-		if err := c1.Release(t.Context(), operator, r.ID); err != nil {
+		if err := c1.Steer(t.Context(), operator, r.ID, api.Order{Verb: "release"}); err != nil {
 			t.Fatal(err)
 		}
 		again := a.start()
@@ -311,12 +311,20 @@ func TestCommands(t *testing.T) {
 			give func() error
 			want error
 		}{
-			{"resolve what runs", func() error { return c1.Resolve(t.Context(), operator, r.ID, "one", "failed", false) }, api.ErrConflict},
-			{"force what is reachable", func() error { return c1.Resolve(t.Context(), operator, r.ID, "one", "failed", true) }, api.ErrConflict},
-			{"resolve no step", func() error { return c1.Resolve(t.Context(), operator, r.ID, "none", "failed", false) }, api.ErrConflict},
-			{"no verdict", func() error { return c1.Resolve(t.Context(), operator, r.ID, "one", "perhaps", false) }, api.ErrInvalid},
-			{"release what is not held", func() error { return c1.Release(t.Context(), operator, r.ID) }, api.ErrConflict},
-			{"cancel no request", func() error { return c1.Cancel(t.Context(), operator, "none") }, api.ErrNotFound},
+			{"resolve what runs", func() error {
+				return c1.Steer(t.Context(), operator, r.ID, api.Order{Verb: "resolve", Step: "one", As: "failed"})
+			}, api.ErrConflict},
+			{"force what is reachable", func() error {
+				return c1.Steer(t.Context(), operator, r.ID, api.Order{Verb: "resolve", Step: "one", As: "failed", Force: true})
+			}, api.ErrConflict},
+			{"resolve no step", func() error {
+				return c1.Steer(t.Context(), operator, r.ID, api.Order{Verb: "resolve", Step: "none", As: "failed"})
+			}, api.ErrConflict},
+			{"no verdict", func() error {
+				return c1.Steer(t.Context(), operator, r.ID, api.Order{Verb: "resolve", Step: "one", As: "perhaps"})
+			}, api.ErrInvalid},
+			{"release what is not held", func() error { return c1.Steer(t.Context(), operator, r.ID, api.Order{Verb: "release"}) }, api.ErrConflict},
+			{"cancel no request", func() error { return c1.Steer(t.Context(), operator, "none", api.Order{Verb: "cancel"}) }, api.ErrNotFound},
 		} {
 			before := c1.everything()
 			if err := tt.give(); !isErr(err, tt.want) {
@@ -336,7 +344,7 @@ func TestCommands(t *testing.T) {
 		c1.awaitStep(r.ID, "one", roles.StepRunning)
 		// It fitted when it was given; meanwhile the agent has reported after all.
 		c1.commit1(coord.Tx{Then: []coord.Write{
-			coord.Put(inboxKey(r.ID, newID()), encode(command{Kind: "resolve", By: "op", Step: "one", As: roles.VerdictRerun})),
+			coord.Put(inboxKey(r.ID, newID()), encode(command{Kind: "resolve", By: "op", Step: "one", As: "rerun"})),
 			coord.Put(inboxKey(r.ID, newID()), []byte("{")),
 			coord.Put(inboxKey(r.ID, newID()), encode(command{Kind: "dance"})),
 		}})
@@ -353,7 +361,7 @@ func TestCommands(t *testing.T) {
 		// and of which it hears only now, may be done already.
 		key := inboxKey(r.ID, newID())
 		c1.on(func(d *desk) {
-			d.command(coord.KV{Key: key, Value: encode(command{Kind: "resolve", By: "op", Step: "one", As: roles.VerdictRerun}), Mod: s.GetFence().GetRevision()})
+			d.command(coord.KV{Key: key, Value: encode(command{Kind: "resolve", By: "op", Step: "one", As: "rerun"}), Mod: s.GetFence().GetRevision()})
 		})
 		a.quiet(c1)
 		c1.awaitStep(r.ID, "one", roles.StepInDoubt)
@@ -366,7 +374,7 @@ func TestCommands(t *testing.T) {
 		c1.commit1(coord.Tx{Then: []coord.Write{coord.Put(inboxKey(r.ID, newID()), encode(command{Kind: "cancel", By: "op"}))}})
 		consumed(t, r.ID)
 		same(t, "the audit", []string{"request.accepted", "request.command_refused"}, c1.events(r.ID))
-		if err := c1.Cancel(t.Context(), operator, r.ID); !isErr(err, api.ErrConflict) {
+		if err := c1.Steer(t.Context(), operator, r.ID, api.Order{Verb: "cancel"}); !isErr(err, api.ErrConflict) {
 			t.Errorf("cancel of what is final: %v, want a conflict", err)
 		}
 	})
@@ -393,7 +401,7 @@ func forced(t *testing.T, as string) (*node, *agent, api.Request, *wire.Start) {
 	c1.awaitStep(r.ID, "one", roles.StepRunning)
 	a.disconnect()
 	c1.unreachable(r.ID, "a1")
-	if err := c1.Resolve(t.Context(), operator, r.ID, "one", as, true); err != nil {
+	if err := c1.Steer(t.Context(), operator, r.ID, api.Order{Verb: "resolve", Step: "one", As: as, Force: true}); err != nil {
 		t.Fatal(err)
 	}
 	return c1, a, r, s

@@ -109,7 +109,7 @@ func TestRequestsMoveToTheHistory(t *testing.T) {
 		if _, err := n.GetRequest(t.Context(), newID()); !errors.Is(err, api.ErrNotFound) {
 			t.Errorf("an unknown request: %v", err)
 		}
-		if err := n.Cancel(t.Context(), operator, before.ID); !errors.Is(err, api.ErrConflict) {
+		if err := n.Steer(t.Context(), operator, before.ID, api.Order{Verb: "cancel"}); !errors.Is(err, api.ErrConflict) {
 			t.Errorf("cancel a request that has ended: %v", err)
 		}
 		again, created, err := n.Accept(t.Context(), operator, api.RunSpec{Process: "p"}, "key")

@@ -91,7 +91,7 @@ func TestLimits(t *testing.T) {
 		}
 		a.quiet(c1)
 		// What waits can be cancelled, and takes no room.
-		if err := c1.Cancel(t.Context(), operator, second.ID); err != nil {
+		if err := c1.Steer(t.Context(), operator, second.ID, api.Order{Verb: "cancel"}); err != nil {
 			t.Fatal(err)
 		}
 		c1.awaitStatus(second.ID, roles.RequestCancelled)

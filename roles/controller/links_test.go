@@ -387,7 +387,7 @@ func TestStoppedAttemptsAreReportedAsSuch(t *testing.T) {
 		wire.Stop_TIMED_OUT:   {TimedOut: true},
 		wire.Stop_ALONE:       {TimedOut: true},
 	} {
-		got := reportOf("a1", &wire.Attempt{State: wire.State_EXITED, End: &wire.End{Stopped: stopped}})
+		got := reportOf("a1", roles.Journal{}, &wire.Attempt{State: wire.State_EXITED, End: &wire.End{Stopped: stopped}})
 		if got.Killed != want.Killed || got.TimedOut != want.TimedOut {
 			t.Errorf("%v: %+v", stopped, got)
 		}

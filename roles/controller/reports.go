@@ -6,7 +6,6 @@ import (
 
 	"uac/coord"
 	"uac/roles"
-	"uac/roles/controller/api"
 	"uac/roles/wire"
 )
 
@@ -22,9 +21,7 @@ func (d *desk) fromAgent(agent string, m *wire.AgentMessage) {
 			d.strange(agent, rep.GetRequest(), rep.GetFence(), m)
 			return
 		}
-		r := reportOf(agent, rep.GetAttempt())
-		r.Journal = journalOf(rep.GetJournal())
-		d.apply(o, r)
+		d.apply(o, reportOf(agent, journalOf(rep.GetJournal()), rep.GetAttempt()))
 	case *wire.AgentMessage_Adopted:
 		ans := body.Adopted
 		o := d.owned[ans.GetRequest()]
@@ -34,7 +31,7 @@ func (d *desk) fromAgent(agent string, m *wire.AgentMessage) {
 		}
 		ev := roles.Adopted{Agent: agent, Fence: fenceOf(ans.GetFence()), Journal: journalOf(ans.GetJournal())}
 		for _, a := range ans.GetAttempts() {
-			ev.Attempts = append(ev.Attempts, reportOf(agent, a))
+			ev.Attempts = append(ev.Attempts, reportOf(agent, ev.Journal, a))
 		}
 		d.apply(o, ev)
 	case *wire.AgentMessage_Refused:
@@ -185,88 +182,6 @@ func (d *desk) sayAgain(agent, id string, state roles.State, fence roles.Fence, 
 	})
 }
 
-// command is one entry of a request's inbox.
-type command struct {
-	Kind  string        `json:"kind"` // cancel, resolve, release
-	By    string        `json:"by"`
-	Why   string        `json:"why,omitempty"`
-	Step  string        `json:"step,omitempty"`
-	As    roles.Verdict `json:"as,omitempty"`
-	Force bool          `json:"force,omitempty"`
-}
-
-func (c command) event() roles.Event {
-	switch c.Kind {
-	case "cancel":
-		return roles.Cancel{By: c.By, Why: c.Why}
-	case "resolve":
-		return roles.Resolve{Step: c.Step, As: c.As, By: c.By, Why: c.Why, Force: c.Force}
-	case "release":
-		return roles.Release{By: c.By}
-	}
-	return nil
-}
-
-// command consumes an entry of the inbox in the transaction of its effect.
-func (d *desk) command(kv coord.KV) {
-	// The desk may hear of a change after it has read the inbox at a claim. What
-	// is gone by now was obeyed, perhaps by an earlier owner.
-	if _, there := d.c.member.View().Get(kv.Key); !there {
-		return
-	}
-	id, _ := requestOf(kv.Key, prefixInbox)
-	o := d.owned[id]
-	if o == nil {
-		d.tooLate(id, kv)
-		return
-	}
-	if o.commands[kv.Key] || d.afterGrant(o, func() { d.command(kv) }) {
-		return
-	}
-	o.commands[kv.Key] = true
-	cmd, err := decode[command](kv)
-	ev := cmd.event()
-	if err != nil || ev == nil {
-		d.log.Error("command cannot be read", "request", id, "error", err)
-		d.consume(o, kv.Key, nil)
-		return
-	}
-	if _, _, err := roles.Next(o.state, ev, now()); err != nil {
-		// It fitted when it was given and does not any more.
-		refusal := d.c.refusal(id, cmd, err.Error())
-		d.consume(o, kv.Key, &refusal)
-		return
-	}
-	d.apply(o, ev, coord.Del(kv.Key))
-}
-
-// tooLate removes a command for a request that was final before the command
-// came. While it is open that is for its owner: who claims it reads the inbox.
-func (d *desk) tooLate(id string, kv coord.KV) {
-	state, claim, _, ok, err := loadRequest(d.c.member.View().Snapshot(), id)
-	if !ok || err != nil || !state.Record.Status.Final() || claim.Node != d.c.cfg.Name || claim.Epoch != d.s.Epoch() {
-		return
-	}
-	cmd, _ := decode[command](kv) // whatever it says
-	d.s.Submit(coord.Tx{Then: []coord.Write{
-		coord.Del(kv.Key), d.c.refusal(id, cmd, "the request has "+string(state.Record.Status)+" already"),
-	}}, func(coord.Result, error) {})
-}
-
-// refusal is the event that tells of a command that came too late.
-func (c *Controller) refusal(id string, cmd command, reason string) coord.Write {
-	return c.event(api.Event{Kind: "request.command_refused", Subject: id, By: cmd.By,
-		Detail: map[string]string{"command": cmd.Kind, "step": cmd.Step, "reason": reason}})
-}
-
-func (d *desk) consume(o *owned, key string, with *coord.Write) {
-	writes := []coord.Write{coord.Del(key)}
-	if with != nil {
-		writes = append(writes, *with)
-	}
-	d.store(o, writes)
-}
-
 func fenceOf(f *wire.Fence) roles.Fence {
 	return roles.Fence{Generation: f.GetGeneration(), Revision: f.GetRevision()}
 }
@@ -284,15 +199,16 @@ var attemptStates = map[wire.State]roles.AttemptState{
 	wire.State_UNKNOWN:       roles.AttemptUnknown,
 }
 
-func reportOf(agent string, a *wire.Attempt) roles.Report {
+func reportOf(agent string, journal roles.Journal, a *wire.Attempt) roles.Report {
 	stopped := a.GetEnd().GetStopped()
 	return roles.Report{
-		Agent: agent, Step: a.GetStep(), Attempt: int(a.GetAttempt()), State: attemptStates[a.GetState()],
+		Agent: agent, Journal: journal, Step: a.GetStep(), Attempt: int(a.GetAttempt()), State: attemptStates[a.GetState()],
 		ExitCode: int(a.GetEnd().GetCode()), Signal: int(a.GetEnd().GetSignal()), Reason: a.GetEnd().GetReason(),
 		// The time without a controller is a time limit, too: who exits with 0 because of
 		// it has not succeeded.
 		TimedOut: stopped == wire.Stop_TIMED_OUT || stopped == wire.Stop_ALONE, Killed: stopped == wire.Stop_KILLED,
 		Frozen:    a.GetFrozen(),
+		Outputs:   a.GetEnd().GetOutputs(),
 		StartedAt: stampOf(a.GetStartedUnixNano()), FinishedAt: stampOf(a.GetEndedUnixNano()),
 	}
 }

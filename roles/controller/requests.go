@@ -2,7 +2,6 @@ package controller
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -269,13 +268,14 @@ func (c *Controller) view(snap coord.Snapshot, state roles.State, claim claimRec
 		Steps: make([]api.Step, len(v.Steps)),
 	}
 	switch {
+	case v.Finish != nil:
+		r.Reason = said("finished", v.Finish)
+	case v.HeldBy != nil:
+		r.Reason = said("held", v.HeldBy)
 	case v.Held:
 		r.Reason = "held: the cluster went on after a loss of history; release it when you have looked"
 	case v.Cancel != nil:
-		r.Reason = "cancelled by " + v.Cancel.By
-		if v.Cancel.Why != "" {
-			r.Reason += ": " + v.Cancel.Why
-		}
+		r.Reason = said("cancelled", v.Cancel)
 	}
 	if claim.Node != "" {
 		r.Fence = fmt.Sprintf("%d.%d", fence.Generation, fence.Revision)
@@ -286,22 +286,38 @@ func (c *Controller) view(snap coord.Snapshot, state roles.State, claim claimRec
 	fleet := sync.OnceValue(func() *fleet { return fleetOf(snap) }) // few need it
 	for i, st := range v.Steps {
 		r.Steps[i] = api.Step{
-			Name: st.Name, Status: st.Status, Attempt: st.Attempt, Agent: st.Agent, ExitCode: st.ExitCode,
+			Name: st.Name, Of: st.Of, Status: st.Status, Attempt: st.Attempt, Agent: st.Agent, ExitCode: st.ExitCode,
 			Needs: st.Needs, On: st.On, Reason: st.Reason, Unreachable: st.Unreachable,
 			StartedAt: st.StartedAt, FinishedAt: st.FinishedAt,
 		}
+		if st.Outputs != nil {
+			r.Steps[i].Outputs = *st.Outputs
+		}
 		def := state.Def(i)
 		switch ready := st.Status == roles.StepReady && !st.BackingOff && !v.Status.Final(); {
+		case st.Hold != nil && st.Status == roles.StepHeld:
+			r.Steps[i].Reason = said("held", st.Hold)
+		case st.Skipped():
+			r.Steps[i].Reason = said("skipped", &roles.Order{By: st.Decision.By, Why: st.Decision.Why})
 		case st.Reason != "":
 		case st.Frozen:
 			r.Steps[i].Reason = "frozen: its output waits for the shared mount"
 		case st.TimedOut:
 			r.Steps[i].Reason = "stopped after its timeout of " + time.Duration(def.Timeout).String()
-		case ready:
+		case ready && def.ForEach == nil:
 			r.Steps[i].Reason = c.waits(snap, fleet(), state, i)
 		}
 	}
 	return r
+}
+
+// said is an order in words.
+func said(what string, o *roles.Order) string {
+	text := what + " by " + o.By
+	if o.Why != "" {
+		text += ": " + o.Why
+	}
+	return text
 }
 
 // waits says what the ready step i waits for; nothing if it is about to be sent.
@@ -402,45 +418,4 @@ func (c *Controller) WatchRequest(ctx context.Context, id string, f func(api.Req
 			return err // the client goes on with another controller
 		}
 	}
-}
-
-// Cancel orders that nothing of the request starts any more and that what runs
-// is killed. The order's commit is its acknowledgement.
-func (c *Controller) Cancel(ctx context.Context, a api.Actor, id string) error {
-	return c.tell(ctx, a, id, command{Kind: "cancel", By: a.Name, Why: a.Why})
-}
-
-// Resolve says how a step that is in doubt ended, or that it is to run again.
-func (c *Controller) Resolve(ctx context.Context, a api.Actor, id, step, as string, force bool) error {
-	return c.tell(ctx, a, id, command{Kind: "resolve", By: a.Name, Why: a.Why, Step: step, As: roles.Verdict(as), Force: force})
-}
-
-// Release lets a held request go on.
-func (c *Controller) Release(ctx context.Context, a api.Actor, id string) error {
-	return c.tell(ctx, a, id, command{Kind: "release", By: a.Name, Why: a.Why})
-}
-
-// tell puts a command into a request's inbox after checking that it fits the
-// request as it is now.
-func (c *Controller) tell(ctx context.Context, a api.Actor, id string, cmd command) error {
-	s, err := c.current()
-	if err != nil {
-		return err
-	}
-	if err := c.member.Sync(ctx); err != nil {
-		return unavailable(err)
-	}
-	state, _, _, err := c.stateOf(ctx, c.member.View().Snapshot(), id)
-	if err != nil {
-		return err
-	}
-	if _, _, err := roles.Next(state, cmd.event(), now()); err != nil {
-		if errors.Is(err, roles.ErrConflict) {
-			return fmt.Errorf("%w%s", api.ErrConflict, strings.TrimPrefix(err.Error(), roles.ErrConflict.Error())) // it says so already
-		}
-		return fmt.Errorf("%w: %w", api.ErrInvalid, err)
-	}
-	return c.commit(ctx, s,
-		coord.Put(inboxKey(id, newID()), encode(cmd)),
-		c.audit(a, "request."+cmd.Kind, id, map[string]string{"step": cmd.Step, "as": string(cmd.As)}))
 }

@@ -226,9 +226,11 @@ func TestAcceptWithoutSession(t *testing.T) {
 		t.Errorf("got %v, want unavailable", err)
 	}
 	for name, f := range map[string]func() error{
-		"cancel":  func() error { return c1.Cancel(t.Context(), operator, "x") },
-		"resolve": func() error { return c1.Resolve(t.Context(), operator, "x", "s", "failed", false) },
-		"release": func() error { return c1.Release(t.Context(), operator, "x") },
+		"cancel": func() error { return c1.Steer(t.Context(), operator, "x", api.Order{Verb: "cancel"}) },
+		"resolve": func() error {
+			return c1.Steer(t.Context(), operator, "x", api.Order{Verb: "resolve", Step: "s", As: "failed"})
+		},
+		"release": func() error { return c1.Steer(t.Context(), operator, "x", api.Order{Verb: "release"}) },
 	} {
 		if err := f(); !errors.Is(err, api.ErrUnavailable) {
 			t.Errorf("%s: got %v, want unavailable", name, err)

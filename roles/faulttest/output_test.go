@@ -54,7 +54,7 @@ func (c *Cluster) follow(args ...string) *follower {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	f := &follower{t: c.t, cmd: exec.CommandContext(c.t.Context(), binary, append([]string{"request", "logs"}, args...)...), done: make(chan error, 1)}
+	f := &follower{t: c.t, cmd: exec.CommandContext(c.t.Context(), program(c.t), append([]string{"request", "logs"}, args...)...), done: make(chan error, 1)}
 	f.cmd.Env = append(os.Environ(), "UAC_SERVER="+strings.Join(servers, ","), "UAC_TOKEN="+strings.TrimSpace(string(token)),
 		"UAC_CACERT="+filepath.Join(c.dir, "cluster", "pki", "ca", "root.crt"))
 	f.cmd.Stdout, f.cmd.Stderr = &f.out, &f.err

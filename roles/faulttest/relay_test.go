@@ -143,7 +143,7 @@ func TestRelayDiesDuringOutput(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	follow := exec.CommandContext(ctx, "sh", "-c", string(env)+`exec "$0" request logs -f "$1"`, binary, id)
+	follow := exec.CommandContext(ctx, "sh", "-c", string(env)+`exec "$0" request logs -f "$1"`, program(t), id)
 	var got lockedBuffer
 	follow.Stdout = &got
 	var said bytes.Buffer
@@ -194,7 +194,7 @@ func (c *Cluster) join(role, name string, settings ...string) {
 		args = append(args, "--set", s)
 	}
 	log := &lockedBuffer{}
-	cmd := exec.CommandContext(context.Background(), binary, args...)
+	cmd := exec.CommandContext(context.Background(), program(c.t), args...)
 	cmd.Env, cmd.Stderr = append(os.Environ(), "UAC_PKI_JOIN="+token), log
 	if err := spawn(cmd); err != nil {
 		c.t.Fatal(err)

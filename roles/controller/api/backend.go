@@ -146,11 +146,30 @@ type Requests interface {
 	// WatchRequest calls f with the request now and after every change until
 	// it is final or in doubt, f fails, or ctx ends.
 	WatchRequest(ctx context.Context, id string, f func(Request) error) error
-	Cancel(ctx context.Context, a Actor, id string) error
-	Resolve(ctx context.Context, a Actor, id string, step, as string, force bool) error
-	Release(ctx context.Context, a Actor, id string) error
+	// Steer gives an order to a request. Once it returns the order is kept; the
+	// owner of the request obeys it if it still fits then.
+	Steer(ctx context.Context, a Actor, id string, o Order) error
 	// ReadOutput copies the output of one attempt (0: the latest) to w.
 	ReadOutput(ctx context.Context, id, step string, attempt int, offset int64, follow bool, w io.Writer) error
+}
+
+// Order is what an operator wants of a request that is not final. Fields that the
+// verb does not need are empty.
+type Order struct {
+	// Verb is cancel, hold, release, skip, rerun, resolve, finish, insert or change.
+	Verb string
+	// Step that it is about; hold and release: empty for the whole request.
+	Step string
+	// As is the verdict of resolve, and the status of finish.
+	As string
+	// Force lets resolve end a step whose agent is unreachable.
+	Force bool
+	// From lets rerun run again what depends on the step, too.
+	From bool
+	// Before and After say where insert puts the step.
+	Before, After string
+	// Definition of a step, for insert and change.
+	Definition *roles.StepDef
 }
 
 // RequestFilter narrows a list. Zero values do not narrow.
@@ -195,13 +214,17 @@ type Request struct {
 
 // Step is a step as operators see it.
 type Step struct {
-	Name     string           `json:"name"`
+	Name string `json:"name"`
+	// Of names the step that this is an instance of, on one agent of many.
+	Of       string           `json:"of,omitempty"`
 	Status   roles.StepStatus `json:"status"`
 	Attempt  int              `json:"attempt"`
 	Agent    string           `json:"agent"`
 	ExitCode *int             `json:"exit_code"` // nil: did not exit, or not known
-	Needs    []string         `json:"needs,omitempty"`
-	On       roles.Condition  `json:"on,omitempty"`
+	// Outputs are the values that it handed to later steps.
+	Outputs map[string]string `json:"outputs,omitempty"`
+	Needs   []string          `json:"needs,omitempty"`
+	On      roles.Condition   `json:"on,omitempty"`
 	// Reason in words: why it waits, failed or is in doubt.
 	Reason      string      `json:"reason,omitempty"`
 	Unreachable bool        `json:"unreachable,omitempty"`

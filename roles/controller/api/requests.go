@@ -42,39 +42,7 @@ func (s *Server) requestRoutes(d *definer) {
 		summary: "Follow a request: it as a line of JSON now and after every change, until it is final or in doubt. Empty lines show that the connection lives"}, s.watch)
 	define(d, route{pattern: "GET /v1/requests/{id}/logs", id: "readOutput", stream: mediaBytes,
 		summary: "Read what a step wrote"}, s.readOutput)
-	define(d, route{pattern: "POST /v1/requests/{id}/cancel", id: "cancelRequest", status: http.StatusAccepted, summary: "Cancel a request"},
-		func(ctx context.Context, in *struct {
-			RequestPath
-			WhyQuery
-		}) (*output[Request], error) {
-			return s.command(ctx, in.RequestPath, func() error { return s.backend.Cancel(ctx, in.actor(ctx), in.ID) })
-		})
-	define(d, route{pattern: "POST /v1/requests/{id}/release", id: "releaseRequest", status: http.StatusAccepted,
-		summary: "Let a request go on that was held when the cluster continued without all of its state"},
-		func(ctx context.Context, in *struct {
-			RequestPath
-			WhyQuery
-		}) (*output[Request], error) {
-			return s.command(ctx, in.RequestPath, func() error { return s.backend.Release(ctx, in.actor(ctx), in.ID) })
-		})
-	define(d, route{pattern: "POST /v1/requests/{id}/resolve", id: "resolveStep", status: http.StatusAccepted,
-		summary: "Decide a step whose outcome is not known"},
-		func(ctx context.Context, in *struct {
-			RequestPath
-			WhyQuery
-			Body struct {
-				Step  string `json:"step" doc:"Name of the step"`
-				As    string `json:"as" enum:"success,failed,rerun"`
-				Force bool   `json:"force,omitempty" doc:"Also if its agent is unreachable and the step may be running"`
-			}
-		}) (*output[Request], error) {
-			return s.command(ctx, in.RequestPath, func() error {
-				if err := named("step", in.Body.Step, roles.CheckName); err != nil {
-					return err
-				}
-				return s.backend.Resolve(ctx, in.actor(ctx), in.ID, in.Body.Step, in.Body.As, in.Body.Force)
-			})
-		})
+	s.orderRoutes(d)
 }
 
 // accepted is the answer to a run: 201 for a new request, 200 for one that the
@@ -187,16 +155,4 @@ func (s *Server) request(ctx context.Context, in RequestPath) (Request, error) {
 		return Request{}, err
 	}
 	return find(ctx, s, func(ctx context.Context) (Request, error) { return s.backend.GetRequest(ctx, in.ID) })
-}
-
-// command gives a command to a request and answers with the request. The
-// command is kept, but the owner may not have obeyed it yet.
-func (s *Server) command(ctx context.Context, in RequestPath, give func() error) (*output[Request], error) {
-	if err := in.check(); err != nil {
-		return nil, err
-	}
-	if _, err := find(ctx, s, func(context.Context) (struct{}, error) { return struct{}{}, give() }); err != nil {
-		return nil, err
-	}
-	return oneOf(s.backend.GetRequest(ctx, in.ID))
 }

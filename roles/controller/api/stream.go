@@ -162,7 +162,7 @@ func (s *Server) readOutput(ctx context.Context, in *struct {
 	if _, err := s.request(ctx, in.RequestPath); err != nil {
 		return nil, err
 	}
-	if err := named("step", in.Step, roles.CheckName); err != nil {
+	if err := named("step", in.Step, roles.CheckStepName); err != nil {
 		return nil, err
 	}
 	return s.serveStream(mediaBytes, func(ctx context.Context, out *stream) error {

