@@ -485,7 +485,7 @@ func TestEventsMove(t *testing.T) {
 		}
 		want := ids(before)
 		if limit > 0 {
-			want = want[:limit]
+			want = want[:min(limit, len(want))]
 		}
 		if diff := cmp.Diff(want, ids(after)); diff != "" {
 			t.Errorf("limit %d: %s", limit, diff)
