@@ -292,10 +292,13 @@ func TestLateLossOfAFormerSession(t *testing.T) {
 		if _, err := one.next(t.Context(), nil, []clientv3.Op{clientv3.OpPut("sessions/"+active, "{}")}, nil); err != nil {
 			return nil, err
 		}
-		resp, err := one.pass()
-		select {
-		case applied <- err == nil && resp.Succeeded:
-		default:
+		// However long that takes: raft may have to elect a leader.
+		resp, err := one.next(t.Context(), one.cmps, one.then, one.els)
+		if err == nil {
+			select {
+			case applied <- resp.Succeeded:
+			default:
+			}
 		}
 		return resp, err
 	})
