@@ -185,6 +185,9 @@ func (c *client) callSlow(ctx context.Context, method, path, key string, body an
 	if err != nil {
 		return answer{}, err
 	}
+	// Without it net/http sends again what has an idempotency key and lost its
+	// connection: one call that is written down would be two.
+	req.GetBody = nil
 	req.Header.Set("Authorization", "Bearer "+c.token)
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
