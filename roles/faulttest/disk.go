@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +31,23 @@ func mountDisk(dir string) error {
 		return err
 	}
 	return run("", "mount", "-o", "loop", image, dir)
+}
+
+// noDisks says why nodes cannot have file systems of their own here, "" if they can.
+func noDisks(t testing.TB) string {
+	for _, tool := range []string{"mkfs.ext4", "mount", "umount", "fsfreeze"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			return "the program " + tool + " is missing (packages e2fsprogs, mount and util-linux)"
+		}
+	}
+	dir := filepath.Join(t.TempDir(), "disk")
+	if err := errors.Join(os.Mkdir(dir, 0o700), mountDisk(dir)); err != nil {
+		return "file systems cannot be mounted here: " + err.Error()
+	}
+	if err := run("", "umount", dir); err != nil {
+		return err.Error()
+	}
+	return ""
 }
 
 // diskKinds are the faults of disks.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -213,13 +214,15 @@ func startForSeeds(t testing.TB) *Cluster {
 	t.Helper()
 	var c *Cluster
 	if why := noNetwork(t); why == "" {
-		c, _ = startNetwork(t, networkOptions{
-			set:   []string{fmt.Sprintf("silence_timeout: %v", silence)},
-			disks: []string{"c2", "a1"},
-			share: true,
-		})
+		opts := networkOptions{set: []string{fmt.Sprintf("silence_timeout: %v", silence)}}
+		if why := noDisks(t); why == "" {
+			opts.disks, opts.share = []string{"c2", "a1"}, true
+		} else {
+			fmt.Fprintf(os.Stderr, "SKIPPED: %s: faults of disks and mounts: %s\n", t.Name(), why)
+		}
+		c, _ = startNetwork(t, opts)
 	} else {
-		t.Logf("SKIPPED: faults of networks and disks: %s", why)
+		fmt.Fprintf(os.Stderr, "SKIPPED: %s: faults of networks, disks and mounts: %s\n", t.Name(), why)
 		c = startDev(t, "--set", fmt.Sprintf("cluster.silence_timeout=%v", silence))
 	}
 	c.apply(chain("0.1"))
