@@ -528,25 +528,29 @@ func TestStoreStaysSmall(t *testing.T) {
 	c1 := w.node("c1")
 	m := quietMover(t, c1)
 	m.keys = keys
-	m.c.cfg.History.HotCount = hot
+	// The controller's own mover is at work, too: who comes second looks again.
+	round := func() {
+		t.Helper()
+		for {
+			c1.settle()
+			m.takeIn()
+			m.tidied = time.Time{}
+			err := m.round(t.Context())
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, errNotRegistered) {
+				t.Fatal(err)
+			}
+		}
+	}
 	_, stop := c1.member.View().Follow(func(b coord.Batch) { m.mail.post(func() { m.seen(b) }) })
 	defer stop()
 	for n := 0; n < total; n += 1000 {
 		putFinished(t, c1, 1000, func(i int, o *roles.RequestOptions) { o.IdempotencyKey = fmt.Sprint("key-", n+i) })
-		c1.settle()
-		m.takeIn()
-		m.tidied = time.Time{}
-		if err := m.round(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		m.takeIn()
+		round()
 	}
-	c1.settle()
-	m.takeIn()
-	m.tidied = time.Time{}
-	if err := m.round(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	round()
 	snap := c1.member.View().Snapshot()
 	count := func(prefix string) (n int) {
 		for range snap.Range(prefix) {
