@@ -80,6 +80,7 @@ type StepDef struct {
 	Run        string    `json:"run"`
 	Repeatable bool      `json:"repeatable,omitempty"`
 	Retry      *RetryDef `json:"retry,omitempty"`
+	Outputs    []string  `json:"outputs,omitempty"`
 }
 
 // Selector says where a step runs.

@@ -37,7 +37,7 @@ func Promises() []Promise {
 		},
 		{
 			4, "Truthful ending",
-			"A reported exit is what the process did. What is unknown is reported as unknown. A final status never changes.",
+			"A reported exit is what the process did. What is unknown is reported as unknown. A final status of a request never changes; a step that has ended begins anew only by an operator's rerun, as another attempt.",
 			[]func(History) []string{truthfulEnding, finalIsFinal},
 		},
 		{
