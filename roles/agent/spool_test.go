@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -60,7 +61,7 @@ func TestFreedOutputIsGone(t *testing.T) {
 			}
 			offset = at + int64(len(data))
 			got = append(got, data...)
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				return from, got
 			}
 			if err != nil {

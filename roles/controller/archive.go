@@ -384,7 +384,7 @@ func (h searchHeap) Less(i, j int) bool {
 func (h searchHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
 
 // Push implements heap.Interface.
-func (h *searchHeap) Push(x any) { *h = append(*h, x.(searchItem)) } //nolint:errcheck,forcetypeassert // only searchItems are pushed
+func (h *searchHeap) Push(x any) { *h = append(*h, x.(searchItem)) } //nolint:forcetypeassert // only searchItems are pushed
 
 // Pop implements heap.Interface.
 func (h *searchHeap) Pop() any {

@@ -158,7 +158,7 @@ func (w *world) run(name string, o worldOptions) *node {
 	}
 	n := &node{w: w, done: make(chan struct{})}
 	shared := mount.New(mount.Config{Dir: w.options.mount, Cluster: "test", Timeout: patience, Probe: 20 * time.Millisecond}, mount.Deps{
-		Command: func(dir string) *exec.Cmd { return exec.Command("/proc/self/exe", mount.ChildVerb, dir) }, //nolint:noctx // the mount ends it
+		Command: func(dir string) *exec.Cmd { return exec.Command("/proc/self/exe", mount.ChildVerb, dir) },
 		Log:     slog.New(slog.DiscardHandler),
 	})
 	n.Controller = New(cfg, Deps{
