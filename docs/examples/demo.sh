@@ -1,6 +1,7 @@
 #!/bin/sh
 # Shows what uac is for (make demo): a cluster on this machine, a process that
-# publishes a web site, and the active controller killed in the middle of it.
+# publishes a web site, and in the middle of one of its steps kill -9 of the active
+# controller, of the agent that runs the step, and of the relay.
 #
 # Needs Linux, and python3 for the process's web server. Leaves nothing behind.
 # Ends with 0 only if everything went as it says.
@@ -50,8 +51,8 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-say 'A cluster: two controllers, a watch and two agents, each a process of its own'
-run uac dev --dir "$dir" --detach
+say 'A cluster: two controllers, a watch, a relay and two agents, each a process of its own'
+run uac dev --dir "$dir" --relays 1 --detach
 # shellcheck source=/dev/null
 . "$dir/env"
 run uac node list
@@ -66,7 +67,7 @@ port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0));
 find_active || fail 'no controller is Active'
 old=$active
 # Who is asked owns the request.
-set -- --server "$api" -p version=1.0 -p slow=0.6 -p directory="$dir/site" -p port="$port"
+set -- --server "$api" -p version=1.0 -p slow=1.2 -p directory="$dir/site" -p port="$port"
 printf '$ uac process run publish-site %s\n' "$*"
 request=$(uac process run publish-site "$@" -o json | value id)
 await grep -qs '^build' "$ledger" || fail 'the step build never began'
@@ -81,6 +82,13 @@ printf '%s is Active: its first write was done %d.%03d ms after the kill\n' "$ac
 [ "$active" != "$old" ] || fail "$old is Active again"
 run uac request show "$request"
 
+say 'The agent that runs the step dies, too: the step does not notice'
+run uac dev kill a1 --dir "$dir"
+run uac dev start a1 --dir "$dir"
+
+say 'And the relay that its links go through: it finds another way'
+run uac dev kill r1 --dir "$dir"
+
 say "The request goes on under $active, and the step that was running was not disturbed"
 run uac request show "$request" --wait || fail 'the request did not succeed'
 owner=$(uac request show "$request" -o json | value owner)
@@ -92,4 +100,4 @@ run sort "$ledger"
 run cat "$dir/site/current/version.txt"
 [ "$(cat "$dir/site/current/version.txt")" = 1.0 ] || fail 'the site was not published'
 
-say "Each step ran once, and nobody lost work when $old died. Fail-over: $((took / 1000)) ms."
+say "Each step ran once, and nobody lost work when $old, a1 and r1 died. Fail-over: $((took / 1000)) ms."
