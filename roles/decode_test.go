@@ -349,7 +349,7 @@ func genProcess(t *rapid.T) *Process {
 		s.Priority = rapid.IntRange(-MaxPriority, MaxPriority).Draw(t, "priority")
 		s.KillGrace = Duration(rapid.Int64Range(0, int64(time.Hour)).Draw(t, "grace"))
 		if s.Repeatable {
-			s.StopWhenAlone = Duration(rapid.Int64Range(0, int64(time.Hour)).Draw(t, "alone"))
+			s.StopWhenAlone = Duration(rapid.OneOf(rapid.Just(int64(0)), rapid.Int64Range(int64(MinAlone), int64(time.Hour))).Draw(t, "alone"))
 		}
 		if codes := rapid.SliceOfNDistinct(rapid.IntRange(0, 255), 0, 3, rapid.ID).Draw(t, "codes"); len(codes) > 0 {
 			s.SuccessCodes = codes

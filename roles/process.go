@@ -20,6 +20,8 @@ const (
 	MaxAttempts = 100
 	MaxRun      = 256 << 10 // bytes of one script, of one argv, or of one stdin
 	MaxValue    = 32 << 10  // bytes of one parameter or environment variable
+	// MinAlone is well above the longest pause between two pings of a link.
+	MinAlone    = Duration(time.Minute)
 	MaxArgs     = 1000
 	MaxOutputs  = 20   // of one step
 	MaxAgents   = 1000 // that one step runs on

@@ -244,6 +244,9 @@ func (v *validator) limits(at string, s *StepDef) {
 			v.addf(at+"."+d.field, "%s must not be negative", d.value)
 		}
 	}
+	if s.StopWhenAlone > 0 && s.StopWhenAlone < MinAlone {
+		v.addf(at+".stop_when_alone", "%s is less than %s: links of agents without work are silent for longer", s.StopWhenAlone, MinAlone)
+	}
 	if s.StopWhenAlone != 0 && !s.Repeatable {
 		v.addf(at+".stop_when_alone", "wants repeatable: true, because an agent that is alone ends the step in the middle")
 	}

@@ -38,8 +38,9 @@ func (a *Agent) handle(ctx context.Context, l *link, m *wire.ControllerMessage) 
 		l.taken(body.OutputTaken.GetId(), body.OutputTaken.GetChunks())
 	case *wire.ControllerMessage_Ping:
 		a.answered(l, body.Ping)
-		pong := &wire.AgentMessage{Body: &wire.AgentMessage_Pong{Pong: &wire.Pong{Number: body.Ping.GetNumber()}}}
-		l.answer(func() (*wire.AgentMessage, uint64) { return pong, 0 })
+		l.answer(func() (*wire.AgentMessage, uint64) {
+			return &wire.AgentMessage{Body: &wire.AgentMessage_Pong{Pong: &wire.Pong{Number: body.Ping.GetNumber(), Busy: a.busy()}}}, 0
+		})
 	default:
 		a.log.Warn("message of an unknown kind ignored", "controller", l.controller)
 	}

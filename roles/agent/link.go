@@ -384,10 +384,20 @@ func (a *Agent) connect(ctx context.Context, server string) (welcomed bool, err 
 			return true, causeOf(ctx, err)
 		}
 		if silence > 0 {
+			if next := m.GetPing().GetNextNanos(); next > 0 {
+				silence = 3 * time.Duration(next)
+			}
 			patience.Reset(silence)
 		}
 		a.handle(ctx, l, m)
 	}
+}
+
+// busy reports whether the agent looks after attempts.
+func (a *Agent) busy() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.runs) > 0
 }
 
 // causeOf returns why ctx ended, if it did, instead of the error that this led to.

@@ -34,7 +34,8 @@ type Config struct {
 	Execution                   string
 	// HoldOnStop makes an orderly stop keep the node's work for its return.
 	HoldOnStop bool
-	// PingInterval is how often a link is pinged; an agent gives a link up that
+	// PingInterval is how often a link is pinged on which something goes on, see
+	// pinger; an agent gives a link up that
 	// was silent for three times as long.
 	PingInterval time.Duration
 	History      HistoryConfig
@@ -316,8 +317,10 @@ func (c *Controller) fromAgent(l *link, m *wire.AgentMessage) {
 	case *wire.AgentMessage_Output:
 		l.output(body.Output)
 	case *wire.AgentMessage_Pong:
+		l.busy.Store(body.Pong.GetBusy())
 		l.pong(body.Pong.GetNumber())
 	default:
+		l.alive.Store(true)
 		if d := c.desk.Load(); d != nil {
 			d.mail.post(func() { d.fromAgent(l.agent, m) })
 		}

@@ -34,7 +34,9 @@ type link struct {
 	ctx   context.Context
 	drop  context.CancelCauseFunc
 	from  string        // address that it comes from, for people
-	heard atomic.Uint64 // the highest Pong to a ping of the tick
+	heard atomic.Uint64 // the highest Pong to a ping of the pinger
+	busy  atomic.Bool   // the agent looks after attempts, by its last Pong
+	alive atomic.Bool   // the agent has said something else than Pong since the last ping
 
 	mu     sync.Mutex // guards what follows
 	reads  map[uint64]chan *wire.OutputChunk
@@ -213,9 +215,10 @@ func (s *linkServer) Connect(stream grpc.BidiStreamingServer[wire.AgentMessage, 
 			s.c.fromAgent(l, m)
 		}
 	}()
-	tick := time.NewTicker(s.c.cfg.PingInterval)
-	defer tick.Stop()
-	for n := uint64(1); ; {
+	pings := newPinger(s.c.cfg.PingInterval)
+	timer := time.NewTimer(pings.wait)
+	defer timer.Stop()
+	for {
 		select {
 		case m := <-l.out:
 			before, after := pointsOf(m)
@@ -224,11 +227,20 @@ func (s *linkServer) Connect(stream grpc.BidiStreamingServer[wire.AgentMessage, 
 				return err
 			}
 			s.c.deps.Point(after)
-		case <-tick.C:
-			if err := stream.Send(&wire.ControllerMessage{Body: &wire.ControllerMessage_Ping{Ping: &wire.Ping{Number: n, Trusted: s.c.trusted(), Heard: l.heard.Load()}}}); err != nil {
+			if pings.stir() {
+				timer.Reset(pings.wait)
+			}
+		case <-timer.C:
+			heard := l.heard.Load()
+			if !pings.next(heard, l.alive.Swap(false) || l.busy.Load()) {
+				return status.Errorf(codes.Aborted, "agent %s did not answer the last pings", l.agent)
+			}
+			timer.Reset(pings.wait)
+			if err := stream.Send(&wire.ControllerMessage{Body: &wire.ControllerMessage_Ping{Ping: &wire.Ping{
+				Number: pings.number, Trusted: s.c.trusted(), Heard: heard, NextNanos: int64(pings.wait),
+			}}}); err != nil {
 				return err
 			}
-			n++
 		case err := <-received:
 			s.log.Debug("link down", "agent", l.agent, "error", err)
 			return nil

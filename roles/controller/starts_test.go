@@ -17,7 +17,7 @@ func TestStartSaysWhatTheStepSays(t *testing.T) {
 		{
 			Name: "b", Needs: []string{"a"}, On: roles.OnSuccess, Agent: roles.Selector{Name: "a1"}, Argv: []string{"mail", "-s", "done"},
 			Stdin: "text", Env: map[string]string{"E": "1"}, Dir: "/srv", RunAs: "deploy", Timeout: 1, KillGrace: 2, OutputLimit: 3,
-			Outputs: []string{"y"}, Priority: -4, Repeatable: true, StopWhenAlone: 5,
+			Outputs: []string{"y"}, Priority: -4, Repeatable: true, StopWhenAlone: 60_000_000_000,
 		},
 	}}
 	if err := p.Validate(); err != nil {
@@ -47,7 +47,7 @@ func TestStartSaysWhatTheStepSays(t *testing.T) {
 		{
 			Request: r.ID, Step: "b", Argv: []string{"mail", "-s", "done"}, Stdin: []byte("text"), Params: params,
 			Env: map[string]string{"E": "1", "UAC_OUTPUT_a_x_1": "v"}, Dir: "/srv", RunAs: "deploy",
-			TimeoutNanos: 1, KillGraceNanos: 2, OutputLimit: 3, Outputs: []string{"y"}, Priority: -4, StopWhenAloneNanos: 5,
+			TimeoutNanos: 1, KillGraceNanos: 2, OutputLimit: 3, Outputs: []string{"y"}, Priority: -4, StopWhenAloneNanos: 60_000_000_000,
 		},
 	} {
 		if diff := cmp.Diff(want, startOf(s, i), protocmp.Transform()); diff != "" {

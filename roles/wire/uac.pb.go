@@ -1393,6 +1393,7 @@ func (x *OutputChunk) GetGone() bool {
 type Pong struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"` // as in the Ping
+	Busy          bool                   `protobuf:"varint,2,opt,name=busy,proto3" json:"busy,omitempty"`     // the agent looks after attempts
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1432,6 +1433,13 @@ func (x *Pong) GetNumber() uint64 {
 		return x.Number
 	}
 	return 0
+}
+
+func (x *Pong) GetBusy() bool {
+	if x != nil {
+		return x.Busy
+	}
+	return false
 }
 
 type ControllerMessage struct {
@@ -1655,8 +1663,9 @@ type Welcome struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Controller string                 `protobuf:"bytes,1,opt,name=controller,proto3" json:"controller,omitempty"`
 	Generation *Generation            `protobuf:"bytes,2,opt,name=generation,proto3" json:"generation,omitempty"`
-	// The controller sends a Ping this often; the agent gives the link up when it
-	// has heard nothing for three times as long. 0: never.
+	// The controller sends the first Ping after this long; the agent gives the link up
+	// when it has heard nothing for three times as long as was last said, here or in a
+	// Ping. 0: no pings come.
 	PingNanos int64 `protobuf:"varint,3,opt,name=ping_nanos,json=pingNanos,proto3" json:"ping_nanos,omitempty"`
 	// Output is collected, so that an agent may make attempts wait until theirs is.
 	// If no controller says so any more, none waits.
@@ -2341,7 +2350,10 @@ type Ping struct {
 	// The highest Pong that has arrived on this link. What counts as a word of the
 	// controller is not when this Ping came, which may be long after it was sent, but when
 	// the agent sent that Pong: at that time at the earliest the agent was lost.
-	Heard         uint64 `protobuf:"varint,3,opt,name=heard,proto3" json:"heard,omitempty"`
+	Heard uint64 `protobuf:"varint,3,opt,name=heard,proto3" json:"heard,omitempty"`
+	// The next Ping follows after this long at the latest. A link on which nothing goes
+	// on, of an agent that is not busy, is pinged rarely. 0: as before.
+	NextNanos     int64 `protobuf:"varint,4,opt,name=next_nanos,json=nextNanos,proto3" json:"next_nanos,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2393,6 +2405,13 @@ func (x *Ping) GetTrusted() bool {
 func (x *Ping) GetHeard() uint64 {
 	if x != nil {
 		return x.Heard
+	}
+	return 0
+}
+
+func (x *Ping) GetNextNanos() int64 {
+	if x != nil {
+		return x.NextNanos
 	}
 	return 0
 }
@@ -3506,9 +3525,10 @@ const file_uac_proto_rawDesc = "" +
 	"\x03eof\x18\x04 \x01(\bR\x03eof\x12\x14\n" +
 	"\x05error\x18\x05 \x01(\tR\x05error\x12\x1a\n" +
 	"\bcomplete\x18\x06 \x01(\bR\bcomplete\x12\x12\n" +
-	"\x04gone\x18\a \x01(\bR\x04gone\"\x1e\n" +
+	"\x04gone\x18\a \x01(\bR\x04gone\"2\n" +
 	"\x04Pong\x12\x16\n" +
-	"\x06number\x18\x01 \x01(\x04R\x06number\"\xb3\x04\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x12\n" +
+	"\x04busy\x18\x02 \x01(\bR\x04busy\"\xb3\x04\n" +
 	"\x11ControllerMessage\x12.\n" +
 	"\ajournal\x18\x01 \x01(\v2\x14.uac.wire.v1.JournalR\ajournal\x12'\n" +
 	"\x04link\x18\x02 \x01(\v2\x13.uac.wire.v1.LinkIDR\x04link\x120\n" +
@@ -3591,11 +3611,13 @@ const file_uac_proto_rawDesc = "" +
 	"\x06chunks\x18\x02 \x01(\rR\x06chunks\"\x1c\n" +
 	"\n" +
 	"CancelRead\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\x04R\x02id\"N\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"m\n" +
 	"\x04Ping\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x18\n" +
 	"\atrusted\x18\x02 \x01(\bR\atrusted\x12\x14\n" +
-	"\x05heard\x18\x03 \x01(\x04R\x05heard\"F\n" +
+	"\x05heard\x18\x03 \x01(\x04R\x05heard\x12\x1d\n" +
+	"\n" +
+	"next_nanos\x18\x04 \x01(\x03R\tnextNanos\"F\n" +
 	"\bRelayAsk\x12\x14\n" +
 	"\x05class\x18\x01 \x01(\tR\x05class\x12\x10\n" +
 	"\x03not\x18\x02 \x03(\tR\x03not\x12\x12\n" +
