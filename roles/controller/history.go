@@ -74,6 +74,7 @@ const (
 // garbage, whoever wrote it; and who lost its term registers nothing.
 type mover struct {
 	c     *Controller
+	cfg   HistoryConfig
 	s     *coord.Session
 	t     *coord.Term
 	files files
@@ -102,7 +103,7 @@ type finished struct {
 
 func newMover(c *Controller, s *coord.Session, t *coord.Term) *mover {
 	return &mover{
-		c: c, s: s, t: t, files: c.archive.files, mail: newMailbox(), now: time.Now,
+		c: c, cfg: c.cfg.History, s: s, t: t, files: c.archive.files, mail: newMailbox(), now: time.Now,
 		done: map[string]*finished{}, lists: map[string]int{}, events: map[string]struct{}{}, keys: maxKeys, hotEvents: hotEvents,
 	}
 }
@@ -246,7 +247,7 @@ func (m *mover) round(ctx context.Context) error {
 // is finished is counted by this node, since it saw it: the clocks of two hosts are
 // not compared, and the count bounds what a change of the Active adds.
 func (m *mover) due() []string {
-	cfg := m.c.cfg.History
+	cfg := m.cfg
 	pressed := m.c.member.CheckRoom(historyRoom) != nil
 	var ids []string
 	for id, f := range m.done {
@@ -533,7 +534,7 @@ func (m *mover) tidy(ctx context.Context) error {
 	snap := m.c.member.View().Snapshot()
 	var conds []coord.Cond
 	var writes []coord.Write
-	if keep := m.c.cfg.History.Keep; keep > 0 {
+	if keep := m.cfg.Keep; keep > 0 {
 		old := roles.StampOf(m.now().Add(-keep))
 		for _, prefix := range []string{prefixHistory, prefixPast} {
 			entries, err := registry(snap, prefix)

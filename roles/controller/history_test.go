@@ -598,7 +598,7 @@ func TestStoreStaysSmall(t *testing.T) {
 		t.Errorf("pages show %d requests", len(all))
 	}
 	// What has had its time goes, with its files.
-	m.c.cfg.History.Keep = time.Hour
+	m.cfg.Keep = time.Hour
 	m.now = func() time.Time { return time.Now().Add(2 * time.Hour) }
 	if err := m.tidy(t.Context()); err != nil {
 		t.Fatal(err)
