@@ -33,7 +33,7 @@ func chain(seconds string) Process {
 func single(seconds string) Process {
 	p := chain(seconds)
 	p.Name = "single"
-	p.Steps = []StepDef{{Name: "only", Agent: Selector{Labels: map[string]string{"tier": "web"}}, Run: p.Steps[0].Run}}
+	p.Steps = []StepDef{{Name: "only", Agent: Selector{Labels: map[string]string{"tier": "web"}}, Run: p.Steps[1].Run}}
 	return p
 }
 
