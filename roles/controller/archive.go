@@ -101,7 +101,8 @@ func (e *entry) add(o entry) {
 	e.By, e.Agents = e.By.with(o.By...), e.Agents.with(o.Agents...)
 }
 
-// may reports whether a request that the filter lets pass can be in or below it.
+// may reports whether a finished request that the filter lets pass can be in or below
+// it.
 func (e *entry) may(f api.RequestFilter) bool {
 	return !f.Open && e.Statuses.may(string(f.Status)) && e.Processes.may(f.Process) && e.By.may(f.By) && e.Agents.may(f.Agent) &&
 		(f.From.IsZero() || e.To >= roles.StampOf(f.From)) && (f.To.IsZero() || e.From < roles.StampOf(f.To)) &&
@@ -123,8 +124,12 @@ func entryOf(s roles.State) entry {
 
 // passes reports whether a filter lets a request pass.
 func passes(f api.RequestFilter, s roles.State) bool {
+	if f.Open && s.Record.Status.Final() {
+		return false
+	}
+	f.Open = false
 	e := entryOf(s)
-	return e.may(f) && !(f.Open && s.Record.Status.Final())
+	return e.may(f)
 }
 
 // archived is a request in the history: what was stored of it.

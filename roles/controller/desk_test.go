@@ -2,6 +2,7 @@ package controller
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -271,6 +272,9 @@ func TestCommands(t *testing.T) {
 		if s := a.start(); s.GetStep() != "two" || s.GetAttempt() != 1 {
 			t.Errorf("started %v, want step two", s)
 		}
+		// Nobody saw that success: it says who answers for it.
+		got := c1.awaitStep(r.ID, "one", roles.StepSucceeded)
+		same(t, "the reason", "resolved as success by op: because (the agent cannot know how it ended)", got.Reason)
 		consumed(t, r.ID)
 	})
 	t.Run("release", func(t *testing.T) {
@@ -306,6 +310,13 @@ func TestCommands(t *testing.T) {
 		a, r, s := begin(t, nil)
 		a.running(s)
 		c1.awaitStep(r.ID, "one", roles.StepRunning)
+		list, err := c1.ListRequests(t.Context(), api.RequestFilter{Open: true})
+		if err != nil || !slices.ContainsFunc(list.Requests, func(o api.Request) bool { return o.ID == r.ID }) {
+			t.Errorf("the open requests are %v, %v; one runs", list.Requests, err)
+		}
+		if i := slices.IndexFunc(list.Requests, func(o api.Request) bool { return o.Status.Final() }); i >= 0 {
+			t.Errorf("%v is called open", list.Requests[i])
+		}
 		for _, tt := range []struct {
 			name string
 			give func() error
@@ -319,7 +330,7 @@ func TestCommands(t *testing.T) {
 			}, api.ErrConflict},
 			{"resolve no step", func() error {
 				return c1.Steer(t.Context(), operator, r.ID, api.Order{Verb: "resolve", Step: "none", As: "failed"})
-			}, api.ErrConflict},
+			}, api.ErrNotFound},
 			{"no verdict", func() error {
 				return c1.Steer(t.Context(), operator, r.ID, api.Order{Verb: "resolve", Step: "one", As: "perhaps"})
 			}, api.ErrInvalid},

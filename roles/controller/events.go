@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -12,8 +11,9 @@ import (
 	"uac/roles/controller/api"
 )
 
-// newID returns a new ULID: ids sort by the time of their making, roughly.
-func newID() string { return ulid.MustNew(ulid.Now(), rand.Reader).String() }
+// newID returns a new ULID. Those that one controller makes sort in the order of their
+// making, those of several roughly by its time.
+func newID() string { return ulid.Make().String() }
 
 // audit is the write that records who did what; it belongs into the
 // transaction of the deed.

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"strings"
@@ -115,16 +116,28 @@ func TestForEach(t *testing.T) {
 		same(t, "then on", "w3", names(s))
 		ends(s, "w3", 0)
 		st := c1.awaitStep(id, "each@w1", roles.StepReady)
-		same(t, "the reason", "waits for an agent that matches name=w1", st.Reason)
+		same(t, "the reason", "waits for agent w1, which is not connected", st.Reason)
 		if err := c1.Steer(t.Context(), operator, id, api.Order{Verb: "skip", Step: "each@w1"}); err != nil {
 			t.Fatal(err)
 		}
 		c1.awaitStep(id, "each", roles.StepSucceeded)
 	})
+	t.Run("an unknown one", func(t *testing.T) {
+		for name, targets := range map[string]roles.Targets{
+			"there is no agent w9; did you mean": {Names: []string{"w1", "w9"}},
+			"there is no agent cluster web":      {Cluster: "web"},
+		} {
+			c1.apply(process("typo", roles.StepDef{Name: "each", On: roles.OnSuccess, ForEach: &targets, Run: "true"}))
+			_, _, err := c1.Accept(t.Context(), operator, api.RunSpec{Process: "typo"}, "")
+			if !errors.Is(err, api.ErrInvalid) || !strings.Contains(err.Error(), name) {
+				t.Errorf("%v, want %s", err, name)
+			}
+		}
+	})
 	t.Run("none", func(t *testing.T) {
-		id := each("none", func(s *roles.StepDef) { s.ForEach = &roles.Targets{Names: []string{"w4", "w9"}} })
+		id := each("none", func(s *roles.StepDef) { s.ForEach = &roles.Targets{Names: []string{"w4"}} })
 		got := c1.awaitStatus(id, roles.RequestFailed)
-		same(t, "the reason", "no agent that is known and not suspended matches names:w4,w9", stepOf(got, "each").Reason)
+		same(t, "the reason", "no agent that is known and not suspended matches names:w4", stepOf(got, "each").Reason)
 	})
 }
 

@@ -102,6 +102,9 @@ func (c *Controller) Steer(ctx context.Context, a api.Actor, id string, o api.Or
 	if ev == nil {
 		return fmt.Errorf("%w: order %q", api.ErrInvalid, o.Verb)
 	}
+	if o.Step != "" && state.Index(o.Step) < 0 {
+		return fmt.Errorf("%w: request %s has no step %q", api.ErrNotFound, id, o.Step)
+	}
 	if _, _, err := roles.Next(state, ev, now()); err != nil {
 		return refusedOrder(err)
 	}

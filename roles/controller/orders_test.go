@@ -174,7 +174,7 @@ func TestOrders(t *testing.T) {
 			"insert in a circle":        {api.Order{Verb: "insert", Before: "two", After: "three", Definition: def("x", a.name)}, api.ErrInvalid, "is a cycle"},
 			"insert nothing":            {api.Order{Verb: "insert", Before: "two"}, api.ErrInvalid, `invalid: order "insert"`},
 			"change what runs":          {api.Order{Verb: "change", Step: "one", Definition: def("one", a.name)}, api.ErrConflict, "conflict: step one is running already"},
-			"change no step":            {api.Order{Verb: "change", Step: "none", Definition: def("none", a.name)}, api.ErrConflict, `conflict: there is no step "none"`},
+			"change no step":            {api.Order{Verb: "change", Step: "none", Definition: def("none", a.name)}, api.ErrNotFound, `has no step "none"`},
 			"dance":                     {api.Order{Verb: "dance"}, api.ErrInvalid, `invalid: order "dance"`},
 		} {
 			before := c1.everything()

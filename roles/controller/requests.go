@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -195,6 +196,15 @@ func (c *Controller) accepted(ctx context.Context, key string, spec api.RunSpec)
 // clusters do not exist. It is asked for every request, so it looks at no more
 // agents than it must.
 func knownAgents(snap coord.Snapshot, p *roles.Process) error {
+	for i := range p.Steps {
+		// Those that have labels are looked for when the step is ready. A name that
+		// nobody has is a mistake, and would be left out there.
+		if each := p.Steps[i].ForEach; each != nil {
+			if err := knownTargets(snap, p.Steps[i].Name, each); err != nil {
+				return err
+			}
+		}
+	}
 	for _, sel := range p.Selectors() {
 		matches := sel.Matches
 		if sel.Cluster != "" {
@@ -219,6 +229,25 @@ func knownAgents(snap coord.Snapshot, p *roles.Process) error {
 			names = append(names[:10], "...")
 		}
 		return fmt.Errorf("%w: no agent matches %s; known agents: %s", api.ErrInvalid, sel, strings.Join(names, ", "))
+	}
+	return nil
+}
+
+// knownTargets refuses names of agents, or of an agent cluster, that do not exist.
+func knownTargets(snap coord.Snapshot, step string, t *roles.Targets) error {
+	f := sync.OnceValue(func() *fleet { return fleetOf(snap) }) // few need it
+	for _, name := range t.Names {
+		if _, known := snap.Get(agentKey(name)); !known {
+			return fmt.Errorf("%w: step %s: there is no agent %s%s", api.ErrInvalid, step, name,
+				roles.DidYouMean(roles.Nearest(name, slices.Sorted(maps.Keys(f().agents)))))
+		}
+	}
+	if t.Cluster == "" {
+		return nil
+	}
+	if _, known := snap.Get(clusterKey(t.Cluster)); !known {
+		return fmt.Errorf("%w: step %s: there is no agent cluster %s%s", api.ErrInvalid, step, t.Cluster,
+			roles.DidYouMean(roles.Nearest(t.Cluster, slices.Sorted(maps.Keys(f().clusters)))))
 	}
 	return nil
 }
@@ -299,6 +328,13 @@ func (c *Controller) view(snap coord.Snapshot, state roles.State, claim claimRec
 			r.Steps[i].Reason = said("held", st.Hold)
 		case st.Skipped():
 			r.Steps[i].Reason = said("skipped", &roles.Order{By: st.Decision.By, Why: st.Decision.Why})
+		case st.Decision != nil && st.Status.Final() && (st.Decision.As == roles.VerdictSuccess || st.Decision.As == roles.VerdictFailed):
+			// Nobody has seen that end: somebody answers for it.
+			by := said("resolved as "+string(st.Decision.As), &roles.Order{By: st.Decision.By, Why: st.Decision.Why})
+			if st.Reason != "" {
+				by += " (" + st.Reason + ")"
+			}
+			r.Steps[i].Reason = by
 		case st.Reason != "":
 		case st.Frozen:
 			r.Steps[i].Reason = "frozen: its output waits for the shared mount"
@@ -338,7 +374,13 @@ func (c *Controller) waits(snap coord.Snapshot, f *fleet, state roles.State, i i
 	agents = slices.DeleteFunc(slices.Clone(agents), func(name string) bool {
 		return f.agents[name].Suspended && !uses(state, name) || len(linksTo(snap, name)) == 0
 	})
-	if len(agents) == 0 {
+	switch name := cmp.Or(chosen, sel.Name); {
+	case len(agents) > 0:
+	case name != "" && f.agents[name].Suspended:
+		return "waits: agent " + name + " is suspended"
+	case name != "" && f.agents[name].Name != "":
+		return "waits for agent " + name + ", which is not connected"
+	default:
 		return "waits for an agent that matches " + sel.String()
 	}
 	d := c.desk.Load()
