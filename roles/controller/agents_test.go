@@ -179,7 +179,7 @@ func TestChoice(t *testing.T) {
 		c1.settle()
 		if got, _ := c1.GetRequest(t.Context(), r.ID); stepOf(got, "one").Status != roles.StepReady {
 			t.Errorf("the step is %+v, want it ready", stepOf(got, "one"))
-		} else if want := "waits for an agent that matches"; !strings.Contains(stepOf(got, "one").Reason, want) {
+		} else if want := "waits for agent n2, which is not connected"; !strings.Contains(stepOf(got, "one").Reason, want) {
 			t.Errorf("the reason is %q, want %q", stepOf(got, "one").Reason, want)
 		}
 		a.connect(c1)
