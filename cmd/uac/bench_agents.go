@@ -11,7 +11,9 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -21,6 +23,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"uac/config"
+	"uac/roles/controller/api"
 	"uac/roles/wire"
 	"uac/roles/wire/pki"
 )
@@ -43,9 +46,8 @@ controller: memory and processor time, above those of the same controller before
 they came. Each agent is a pair of links, one to each controller, with a
 certificate of its own; two processes play the agents, one for each controller.
 
-Then the Active is killed. An agent counts as served when it hears the new Active
-on its link for the first time after that; controllers speak on every link once a
-second.`,
+Then the Active is killed. All agents are served again when the new Active answers
+ACTIVE and shows that it holds a link to each of them.`,
 		Example: `  uac bench agents --agents 10000`,
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runBenchAgents(cmd.Context(), a, opts) },
@@ -132,7 +134,8 @@ func (b *bench) agents(ctx context.Context, idle time.Duration, result *agentsRe
 	}
 	result.Connect = time.Since(began).Seconds()
 	b.a.progress("%d agents are idle", result.Agents)
-	if err := pause(ctx, 5*time.Second); err != nil { // records are written, garbage is collected
+	// Records are written, garbage is collected, and links become idle ones.
+	if err := pause(ctx, 15*time.Second); err != nil {
 		return err
 	}
 	after, cpu, err := b.consumed(ctx, idle)
@@ -149,9 +152,6 @@ func (b *bench) agents(ctx context.Context, idle time.Duration, result *agentsRe
 		return err
 	}
 	heir := b.others(victim.Name)[0]
-	if err := players[heir.Name].tell("mark"); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeoutCause(ctx, benchPatience, errors.New("this took too long"))
 	defer cancel()
 	killed := time.Now()
@@ -167,12 +167,31 @@ func (b *bench) agents(ctx context.Context, idle time.Duration, result *agentsRe
 		}
 	}
 	result.FirstWrite = millis(time.Since(killed))
-	if err := players[heir.Name].expect(ctx, "served"); err != nil {
-		return err
+	b.askFirst(heir)
+	for {
+		var all []api.Agent
+		if err := b.api.get(ctx, pathOf("agents"), nil, &all); err != nil {
+			return err
+		}
+		served := 0
+		for _, g := range all {
+			if strings.HasPrefix(g.Name, playedAgent) && slices.Contains(g.Links, heir.Name) {
+				served++
+			}
+		}
+		if served == result.Agents {
+			break
+		}
+		if err := pause(ctx, 10*time.Millisecond); err != nil {
+			return fmt.Errorf("%s serves %d of %d agents: %w", heir.Name, served, result.Agents, err)
+		}
 	}
 	result.Served = millis(time.Since(killed))
 	return nil
 }
+
+// playedAgent is how the names of the agents begin that are played.
+const playedAgent = "many"
 
 // consumed returns what the controllers take now, and the share of one core that they
 // took meanwhile, in percent.
@@ -233,11 +252,6 @@ func linkAddress(n devNode) (string, error) {
 	return net.JoinHostPort(n.Address, strconv.Itoa(config.PortLink)), nil
 }
 
-func (p *linkPlayer) tell(word string) error {
-	_, err := fmt.Fprintln(p.in, word)
-	return err
-}
-
 // expect waits for a line.
 func (p *linkPlayer) expect(ctx context.Context, word string) error {
 	stop := context.AfterFunc(ctx, func() { _ = p.cmd.Process.Kill() })
@@ -273,9 +287,8 @@ func newBenchLinksCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-// playLinks holds links until its input ends. It says "ready" when all agents have
-// been welcomed, and after a line "mark" it says "served" when all have been spoken to
-// again.
+// playLinks holds links until its input ends. It says "ready" when all agents have been
+// welcomed.
 func playLinks(ctx context.Context, a *app, dir, server string, agents int, in io.Reader) error {
 	authority, err := pki.OpenAuthority(dir)
 	if err != nil {
@@ -287,14 +300,13 @@ func playLinks(ctx context.Context, a *app, dir, server string, agents int, in i
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	heard := make(chan int, agents)
 	var welcomed atomic.Int64
 	all := make(chan struct{}) // closed when all are welcomed
 	g, gctx := errgroup.WithContext(ctx)
 	slots := make(chan struct{}, 64) // handshakes at a time
 	for i := range agents {
 		g.Go(func() error {
-			name := fmt.Sprintf("many%05d", i)
+			name := fmt.Sprintf("%s%05d", playedAgent, i)
 			first := sync.OnceFunc(func() {
 				if welcomed.Add(1) == int64(agents) {
 					close(all)
@@ -306,12 +318,7 @@ func playLinks(ctx context.Context, a *app, dir, server string, agents int, in i
 				<-slots
 				if err == nil {
 					first()
-					err = errors.Join(answerPings(stream, func() {
-						select {
-						case heard <- i:
-						default: // nobody asks
-						}
-					}), conn.Close())
+					err = errors.Join(answerPings(stream), conn.Close())
 				}
 				if err != nil {
 					_ = pause(gctx, time.Second) // gctx ends the loop
@@ -328,21 +335,7 @@ func playLinks(ctx context.Context, a *app, dir, server string, agents int, in i
 		case <-gctx.Done():
 			return nil
 		}
-		for lines := bufio.NewScanner(in); lines.Scan(); {
-			for len(heard) > 0 {
-				<-heard // before the mark
-			}
-			seen := map[int]bool{}
-			for len(seen) < agents {
-				select {
-				case i := <-heard:
-					seen[i] = true
-				case <-gctx.Done():
-					return nil
-				}
-			}
-			fmt.Fprintln(a.stdout, "served")
-		}
+		_, _ = io.Copy(io.Discard, in) // however it ends
 		return nil
 	})
 	return g.Wait()
@@ -354,7 +347,7 @@ type linkStream interface {
 }
 
 // answerPings serves a link until it ends.
-func answerPings(stream linkStream, heard func()) error {
+func answerPings(stream linkStream) error {
 	for {
 		m, err := stream.Recv()
 		if err != nil {
@@ -364,7 +357,6 @@ func answerPings(stream linkStream, heard func()) error {
 			if err := stream.Send(&wire.AgentMessage{Body: &wire.AgentMessage_Pong{Pong: &wire.Pong{Number: ping.GetNumber()}}}); err != nil {
 				return err
 			}
-			heard()
 		}
 	}
 }
