@@ -385,7 +385,7 @@ func (c *Cluster) raftLeader() string {
 	c.t.Helper()
 	leader := ""
 	c.await("raft has a leader", func() string {
-		leader = c.running("watch")[0]
+		leader = ""
 		for _, name := range c.running("controller") {
 			v, err := c.metric(name, "uac_raft_leader")
 			if err != nil {
@@ -394,6 +394,12 @@ func (c *Cluster) raftLeader() string {
 			if v == 1 {
 				leader = name
 			}
+		}
+		if watches := c.running("watch"); leader == "" && len(watches) > 0 {
+			leader = watches[0]
+		}
+		if leader == "" {
+			return "no controller leads, and the watch is down"
 		}
 		return ""
 	})

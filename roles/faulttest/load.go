@@ -19,7 +19,7 @@ func chain(seconds string) Process {
 		Name:   "chain",
 		Params: []Param{{Name: "dir", Required: true}},
 		Steps: []StepDef{
-			{Name: "first", Agent: a1, Run: "echo made=it >\"$UAC_OUTPUTS\"\n" + run(seconds), Outputs: []string{"made"}},
+			{Name: "first", Agent: a1, Run: "echo made=it >\"$UAC_OUTPUTS\" || :\n" + run(seconds), Outputs: []string{"made"}},
 			{Name: "left", Needs: []string{"first"}, Agent: a1, Run: run(seconds)},
 			{Name: "right", Needs: []string{"first"}, Agent: a2, Run: run(seconds)},
 			{Name: "flaky", Needs: []string{"right"}, Agent: a2, Run: run("0 7"), Retry: &RetryDef{Attempts: 3}},
