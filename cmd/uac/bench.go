@@ -41,6 +41,11 @@ type benchOptions struct {
 
 func (o *benchOptions) addFlags(fs *pflag.FlagSet, trials int) {
 	fs.IntVar(&o.trials, "trials", trials, "`NUMBER` of trials")
+	o.addClusterFlags(fs)
+}
+
+// addClusterFlags adds the flags of a benchmark's cluster, after its own ones.
+func (o *benchOptions) addClusterFlags(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&o.set, "set", nil, "`KEY=VALUE` of a setting of all nodes, for example cluster.silence_timeout=100ms (repeatable)")
 	fs.StringVar(&o.dir, "dir", "", "new `DIR` for the cluster, which stays (default: one that is removed)")
 	fs.SortFlags = false

@@ -30,10 +30,9 @@ import (
 
 // benchAgentsOptions are the flags of uac bench agents.
 type benchAgentsOptions struct {
-	dir    string
-	set    []string
-	agents int
-	idle   time.Duration
+	benchOptions // without trials
+	agents       int
+	idle         time.Duration
 }
 
 func newBenchAgentsCommand(a *app) *cobra.Command {
@@ -55,9 +54,7 @@ ACTIVE and shows that it holds a link to each of them.`,
 	fs := cmd.Flags()
 	fs.IntVar(&opts.agents, "agents", 1000, "`NUMBER` of agents")
 	fs.DurationVar(&opts.idle, "idle", 20*time.Second, "for this `TIME` processor time is counted")
-	fs.StringArrayVar(&opts.set, "set", nil, "`KEY=VALUE` of a setting of all nodes (repeatable)")
-	fs.StringVar(&opts.dir, "dir", "", "new `DIR` for the cluster, which stays (default: one that is removed)")
-	fs.SortFlags = false
+	opts.addClusterFlags(fs)
 	return cmd
 }
 
@@ -89,7 +86,7 @@ func runBenchAgents(ctx context.Context, a *app, opts benchAgentsOptions) error 
 		return usageError("--agents: a process may have %d open files here (ulimit -Hn)", limit.Max)
 	}
 	result := agentsResult{Agents: opts.agents}
-	err := withBench(ctx, a, benchOptions{dir: opts.dir, set: opts.set}, nil, func(ctx context.Context, b *bench) error {
+	err := withBench(ctx, a, opts.benchOptions, nil, func(ctx context.Context, b *bench) error {
 		return b.agents(ctx, opts.idle, &result)
 	})
 	if err != nil {

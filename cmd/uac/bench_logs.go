@@ -18,10 +18,9 @@ import (
 
 // benchLogsOptions are the flags of uac bench logs.
 type benchLogsOptions struct {
-	dir   string
-	set   []string
-	lines int
-	mib   int
+	benchOptions // without trials
+	lines        int
+	mib          int
 }
 
 func newBenchLogsCommand(a *app) *cobra.Command {
@@ -40,9 +39,7 @@ meanwhile. What arrives is compared with what was written.`,
 	fs := cmd.Flags()
 	fs.IntVar(&opts.lines, "lines", 200, "`NUMBER` of lines, 20 a second")
 	fs.IntVar(&opts.mib, "mib", 256, "`SIZE` of the large output, in MiB")
-	fs.StringArrayVar(&opts.set, "set", nil, "`KEY=VALUE` of a setting of all nodes (repeatable)")
-	fs.StringVar(&opts.dir, "dir", "", "new `DIR` for the cluster, which stays (default: one that is removed)")
-	fs.SortFlags = false
+	opts.addClusterFlags(fs)
 	return cmd
 }
 
@@ -67,7 +64,7 @@ func runBenchLogs(ctx context.Context, a *app, opts benchLogsOptions) error {
 		return usageError("--mib: %d is less than 1", opts.mib)
 	}
 	result := logsResult{MiB: opts.mib}
-	err := withBench(ctx, a, benchOptions{dir: opts.dir, set: opts.set}, nil, func(ctx context.Context, b *bench) error {
+	err := withBench(ctx, a, opts.benchOptions, nil, func(ctx context.Context, b *bench) error {
 		if err := b.logLines(ctx, opts.lines, &result); err != nil {
 			return err
 		}

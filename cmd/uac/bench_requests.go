@@ -20,10 +20,9 @@ import (
 
 // benchRequestsOptions are the flags of uac bench requests.
 type benchRequestsOptions struct {
-	dir      string
-	set      []string
-	requests int
-	inFlight int
+	benchOptions // without trials
+	requests     int
+	inFlight     int
 }
 
 func newBenchRequestsCommand(a *app) *cobra.Command {
@@ -43,9 +42,7 @@ controllers, as uac process run --wait does.`,
 	fs := cmd.Flags()
 	fs.IntVar(&opts.requests, "requests", 10_000, "`NUMBER` of requests")
 	fs.IntVar(&opts.inFlight, "in-flight", 64, "`NUMBER` of requests that are under way at a time")
-	fs.StringArrayVar(&opts.set, "set", nil, "`KEY=VALUE` of a setting of all nodes (repeatable)")
-	fs.StringVar(&opts.dir, "dir", "", "new `DIR` for the cluster, which stays (default: one that is removed)")
-	fs.SortFlags = false
+	opts.addClusterFlags(fs)
 	return cmd
 }
 
@@ -71,7 +68,7 @@ func runBenchRequests(ctx context.Context, a *app, opts benchRequestsOptions) er
 		return usageError("--in-flight: %d is not from 1 to 4096", opts.inFlight)
 	}
 	result := requestsResult{Requests: opts.requests, InFlight: opts.inFlight}
-	err := withBench(ctx, a, benchOptions{dir: opts.dir, set: opts.set}, nil, func(ctx context.Context, b *bench) error {
+	err := withBench(ctx, a, opts.benchOptions, nil, func(ctx context.Context, b *bench) error {
 		return b.requests(ctx, &result)
 	})
 	if err != nil {
