@@ -2,6 +2,7 @@ package faulttest
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,7 +29,8 @@ import (
 // outside of the namespaces, and it ends with them.
 
 // prefix begins the name of every namespace that these tests make, followed by
-// the pid of the process that made it.
+// the pid of the process that made it and a word for its cluster: several clusters
+// run at a time.
 const prefix = "uacfault-"
 
 // Subnet of the nodes; it exists only in the namespaces.
@@ -39,8 +41,9 @@ const (
 
 // networkRunner runs nodes in namespaces.
 type networkRunner struct {
-	dir string
-	hub string // name of the namespace with the bridge
+	dir  string
+	word string // makes the names of its namespaces its own
+	hub  string // name of the namespace with the bridge
 
 	program string
 	disks   []string // mount points
@@ -84,7 +87,7 @@ func noNetwork(t testing.TB) string {
 		}
 	}
 	sweepNamespaces(t)
-	probe := namespace("probe")
+	probe := (&networkRunner{word: rand.Text()}).namespace("probe")
 	if err := run("", "ip", "netns", "add", probe); err != nil {
 		return "network namespaces cannot be made here: " + err.Error()
 	}
@@ -95,7 +98,10 @@ func noNetwork(t testing.TB) string {
 	return ""
 }
 
-func namespace(name string) string { return fmt.Sprintf("%s%d-%s", prefix, os.Getpid(), name) }
+// namespace is the name of a node's namespace.
+func (r *networkRunner) namespace(node string) string {
+	return fmt.Sprintf("%s%d-%s-%s", prefix, os.Getpid(), r.word, node)
+}
 
 // sweepNamespaces removes what tests left that could not clean up.
 func sweepNamespaces(t testing.TB) {
@@ -148,7 +154,8 @@ func startNetwork(t testing.TB, opts networkOptions) (*Cluster, *networkRunner) 
 	t.Helper()
 	needNetwork(t)
 	dir := clusterDir(t)
-	r := &networkRunner{dir: dir, hub: namespace("hub"), program: program(t), hosts: map[string]string{}}
+	r := &networkRunner{dir: dir, word: rand.Text(), program: program(t), hosts: map[string]string{}}
+	r.hub = r.namespace("hub")
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -164,7 +171,7 @@ func startNetwork(t testing.TB, opts networkOptions) (*Cluster, *networkRunner) 
 			_ = run("", "umount", "-l", dir)           // steps that still run there end soon
 		}
 		for _, name := range append(slices.Clone(names), "hub") {
-			_ = run("", "ip", "netns", "del", namespace(name)) // some may not exist
+			_ = run("", "ip", "netns", "del", r.namespace(name)) // some may not exist
 		}
 	})
 	must(run("", "ip", "netns", "add", r.hub))
@@ -174,7 +181,7 @@ func startNetwork(t testing.TB, opts networkOptions) (*Cluster, *networkRunner) 
 	pki := filepath.Join(dir, "pki")
 	must(run("", program(t), "pki", "init", "--cluster", "net", "--dir", pki))
 	for i, name := range names {
-		ns, addr := namespace(name), networkPrefix+strconv.Itoa(i+1)
+		ns, addr := r.namespace(name), networkPrefix+strconv.Itoa(i+1)
 		r.hosts[name] = addr
 		must(run("", "ip", "netns", "add", ns))
 		must(run("", "ip", "-n", r.hub, "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", ns))
@@ -327,7 +334,7 @@ func (r *networkRunner) start(name string) error {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	cmd := exec.CommandContext(context.Background(), "ip", "netns", "exec", namespace(name), r.program, "--config", filepath.Join(r.dir, name, "uac.yaml"))
+	cmd := exec.CommandContext(context.Background(), "ip", "netns", "exec", r.namespace(name), r.program, "--config", filepath.Join(r.dir, name, "uac.yaml"))
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = append(os.Environ(), "UACFAULT_DIR="+filepath.Join(r.dir, "faults"))
 	if err := spawn(cmd); err != nil { // ip replaces itself by the program

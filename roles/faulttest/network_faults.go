@@ -157,7 +157,7 @@ func resetFault(chance *rand.Rand) Fault {
 		name: fmt.Sprintf("reset %s of %s", conn.name, t.name), needs: NeedNetwork,
 		inject: func(c *Cluster) error {
 			port := fmt.Sprintf(":%d", conn.port)
-			out, err := outputInside(namespace(t.pick(c, n)), "ss", "--kill", "--no-header", "--tcp", "state", "established",
+			out, err := outputInside(c.network().namespace(t.pick(c, n)), "ss", "--kill", "--no-header", "--tcp", "state", "established",
 				"(", "sport", "=", port, "or", "dport", "=", port, ")")
 			if err != nil {
 				return err
