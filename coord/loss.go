@@ -77,7 +77,8 @@ func (s *Session) decideLoss(ctx context.Context, sus suspect) error {
 	for first := true; ; {
 		snap := s.m.view.Snapshot()
 		if snap.mod(sessionKey(sus.node)) != sus.epoch {
-			return nil // decided
+			s.lossShown(snap, sus)
+			return nil
 		}
 		if _, held := snap.Get(holdKey(sus.node)); held {
 			return fmt.Errorf("%w: %s is held by its goodbye", errNoLoss, sus.node)
@@ -102,7 +103,6 @@ func (s *Session) decideLoss(ctx context.Context, sus suspect) error {
 		resp, err := s.etcd.attempt(ctx, lossAttempt, tx.cmps, tx.then, nil)
 		switch {
 		case err == nil && resp.Succeeded:
-			s.m.deps.Point(pointLossDecided)
 			s.lossDecided(tx.record, resp.Header.Revision)
 			return nil
 		case err == nil:
@@ -114,7 +114,9 @@ func (s *Session) decideLoss(ctx context.Context, sus suspect) error {
 			return ctx.Err()
 		default:
 			if gone, rev := s.settled(ctx, sus); gone {
-				return s.m.view.Wait(ctx, rev)
+				if err := s.m.view.Wait(ctx, rev); err != nil {
+					return err
+				}
 			}
 		}
 	}
@@ -179,8 +181,18 @@ func (s *Session) lossTx(snap Snapshot, sus suspect, a agreement) (lossTx, error
 	return tx, nil
 }
 
+// lossShown acts on a decision that the view shows, if it was ours after all: the
+// answer to an attempt is easily lost while raft elects a leader.
+func (s *Session) lossShown(snap Snapshot, sus suspect) {
+	kv, ok := snap.Get(lossKey(sus.node))
+	if rec, err := decode[LossRecord](kv); ok && err == nil && rec.Epoch == sus.epoch && rec.Decider == s.m.cfg.Name {
+		s.lossDecided(rec, kv.Mod)
+	}
+}
+
 // lossDecided acts on our own decision without waiting for the view.
 func (s *Session) lossDecided(rec LossRecord, rev int64) {
+	s.m.deps.Point(pointLossDecided)
 	if rec.Successor == s.m.cfg.Name {
 		s.beginTerm(rev, true)
 	}

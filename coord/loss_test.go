@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -266,6 +267,45 @@ func TestLossTransaction(t *testing.T) {
 			}
 			c.Run(active).SessionAfter(epoch)
 		})
+	}
+}
+
+// The answer to the decision is lost, as it is when raft elects a leader meanwhile. It
+// was this member's decision all the same, and is told.
+func TestLossIsKnownWithoutItsAnswer(t *testing.T) {
+	t.Parallel()
+	all, change := faulty()
+	decided := make(chan string, 10)
+	c := coordtest.Start(t, coordtest.Options{
+		Controllers: 2, Watches: 1, Sessions: true, Change: change,
+		Point: func(node string, p coord.Point) {
+			if p == "loss-decided" {
+				decided <- node
+			}
+		},
+	})
+	active := awaitActive(c, "w1", "c1", "c2")
+	decider := other(active)
+	c.Node(decider).Session()
+	for name, answer := range map[string]func(call) (*clientv3.TxnResponse, error){
+		decider: lose,
+		"w1":    func(call) (*clientv3.TxnResponse, error) { return nil, context.DeadlineExceeded },
+	} {
+		all[name].set(func(one call) (*clientv3.TxnResponse, error) {
+			if isLoss(one, active) {
+				return answer(one)
+			}
+			return one.pass()
+		})
+	}
+	c.Kill(active)
+	select {
+	case node := <-decided:
+		if node != decider {
+			t.Errorf("%s says that it decided, %s did", node, decider)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("nobody knows who decided")
 	}
 }
 
