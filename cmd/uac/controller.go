@@ -116,12 +116,11 @@ func runController(ctx context.Context, d daemonDeps) error {
 	below, stopBelow := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBelow()
 	g, below := errgroup.WithContext(below)
-	g.Go(func() error { return node.links.Run(below) })
 	g.Go(func() error { return serveGRPC(below, node.links.Class(wire.ClassLink), links) })
 	g.Go(func() error { return serveGRPC(below, node.links.Class(wire.ClassMember), members) })
 	g.Go(func() error { return serveGRPC(below, node.links.Class(wire.ClassJoin), joins) })
 	g.Go(func() error { return api.Serve(below, tls.NewListener(apiListener, apiTLS), rest.Handler(), d.log) })
-	g.Go(func() error { return node.member.Run(below) })
+	g.Go(func() error { return node.run(below) })
 	g.Go(func() error { return shared.Run(below) })
 	g.Go(func() error { return renewOwn(below, d, store, authority) })
 	g.Go(func() error {

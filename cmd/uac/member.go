@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
 	"uac/config"
@@ -124,6 +125,22 @@ func newMember(ctx context.Context, d daemonDeps, store *pki.Store, classes ...w
 		return nil, errors.Join(usageError("%w", err), links.Close())
 	}
 	return n, nil
+}
+
+// run runs the port and the member until ctx ends or one of them fails. The member
+// takes a port that is closed under it for a failure, so it ends first.
+func (n *memberNode) run(ctx context.Context) error { return runUnder(ctx, n.links.Run, n.member.Run) }
+
+// runUnder runs two things, of which the upper one needs the lower one to its end.
+func runUnder(ctx context.Context, lower, upper func(context.Context) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	below, stop := context.WithCancel(context.WithoutCancel(ctx))
+	g.Go(func() error { return lower(below) })
+	g.Go(func() error {
+		defer stop()
+		return upper(ctx)
+	})
+	return g.Wait()
 }
 
 // memberError gives errors of the coordination member their exit code: a member

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -83,5 +84,48 @@ func lowPort(t *testing.T) string {
 			t.Fatal(err)
 		}
 		return addr
+	}
+}
+
+// The member takes a port that is closed under it for a failure: at the end of both
+// the port is closed last, whoever began.
+func TestRunUnder(t *testing.T) {
+	broken := errors.New("broken")
+	for name, tc := range map[string]struct {
+		lower error // at once, if not nil
+		end   bool  // the context ends
+		want  error
+	}{
+		"both are ended":       {end: true},
+		"the port is broken":   {lower: broken, want: broken},
+		"the member has ended": {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if tc.end {
+				cancel()
+			}
+			ended := false
+			err := runUnder(ctx, func(ctx context.Context) error {
+				if tc.lower != nil {
+					return tc.lower
+				}
+				<-ctx.Done()
+				if !ended {
+					t.Error("the port was closed before the member had ended")
+				}
+				return nil
+			}, func(ctx context.Context) error {
+				if tc.end || tc.lower != nil {
+					<-ctx.Done()
+				}
+				ended = true
+				return nil
+			})
+			if !errors.Is(err, tc.want) {
+				t.Errorf("runUnder returned %v, want %v", err, tc.want)
+			}
+		})
 	}
 }

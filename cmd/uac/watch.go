@@ -75,12 +75,11 @@ func runWatch(ctx context.Context, d daemonDeps) error {
 	below, stopBelow := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBelow()
 	g, below := errgroup.WithContext(below)
-	g.Go(func() error { return node.links.Run(below) })
 	g.Go(func() error { return serveGRPC(below, node.links.Class(wire.ClassMember), members) })
 	g.Go(func() error {
 		return api.Serve(below, tls.NewListener(apiListener, apiTLS), noController(cfg.Node.Role, api.NewProbes(self, metrics)), d.log)
 	})
-	g.Go(func() error { return node.member.Run(below) })
+	g.Go(func() error { return node.run(below) })
 	g.Go(func() error {
 		return renewFrom(below, d, store, func(ctx context.Context, r *wire.RenewRequest) (*wire.Certificate, error) {
 			var errs []error
