@@ -23,6 +23,7 @@ func TestCrashPoints(t *testing.T) {
 		c.apply(stubborn(agent))
 	}
 	c.healthy()
+	all := c.targets()
 	third := time.Now().YearDay() % 3
 	tried := 0
 	for _, who := range []struct {
@@ -30,10 +31,10 @@ func TestCrashPoints(t *testing.T) {
 		by     []stimulus // what can bring it anywhere
 		not    string     // beginnings of points that it does not come to
 	}{
-		{targets()[0], []stimulus{byWork, byStart, byCancel, byVacancy}, ""},
-		{targets()[1], []stimulus{byLoss}, "vote-"}, // it decides, the watch votes
-		{targets()[3], []stimulus{byWork, byStart}, ""},
-		{targets()[4], []stimulus{byWork, byCancel, byLoss}, ""},
+		{all[0], []stimulus{byWork, byStart, byCancel, byVacancy}, ""},
+		{all[1], []stimulus{byLoss}, "vote-"}, // it decides, the watch votes
+		{all[3], []stimulus{byWork, byStart}, ""},
+		{all[4], []stimulus{byWork, byCancel, byLoss}, ""},
 	} {
 		for i, point := range c.points(who.target.pick(c, 0)) {
 			if !slices.Contains(who.by, stimulusOf(point)) || who.not != "" && strings.HasPrefix(point, who.not) {
