@@ -61,7 +61,7 @@ func TestCrashPoints(t *testing.T) {
 			t.Errorf("%s of %s is %s, want it %s: %s", id, r.Process, r.Status, want, r.where())
 		}
 	}
-	t.Logf("%d points, %d requests", tried, len(h.Final))
+	c.note("%d points, %d requests", tried, len(h.Final))
 }
 
 // crashAt kills a node at a point while work goes on, and starts it again. An error
@@ -70,7 +70,7 @@ func (c *Cluster) crashAt(t target, point string) error {
 	c.t.Helper()
 	c.healthy()
 	begin := c.mark()
-	f := &crash{what: "crash " + t.name, visit: 1, node: t.pick(c, 0), point: point}
+	f := &crash{what: "crash " + t.name, visit: 1, node: t.pick(c, 0), point: point, patient: true}
 	stop := c.load(3)
 	missed := f.Inject(c)
 	c.note("%s: %v", f.Name(), cmp.Or(missed, errors.New("done")))
