@@ -13,7 +13,8 @@ import (
 
 // TestCrashPoints kills nodes at every point that they can be brought to, while work
 // goes on: before and after each thing that is stored or sent. Points that only a
-// first start comes to are in TestFirstStart. Without UAC_FAULT_POINTS=all every third
+// first start comes to are in TestFirstStart, those of a new generation in
+// TestLossOfQuorum. Without UAC_FAULT_POINTS=all every third
 // is tried, another third on another day.
 func TestCrashPoints(t *testing.T) {
 	t.Parallel()
