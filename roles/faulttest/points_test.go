@@ -34,7 +34,7 @@ func TestCrashPoints(t *testing.T) {
 	}{
 		{all[0], []stimulus{byWork, byStart, byCancel, byVacancy}, ""},
 		{all[1], []stimulus{byLoss}, "vote-"}, // it decides, the watch votes
-		{all[3], []stimulus{byWork, byStart}, ""},
+		{all[3], []stimulus{byWork, byStart, byLoss}, "loss-"},
 		{all[4], []stimulus{byWork, byCancel, byLoss}, ""},
 	} {
 		for i, point := range c.points(who.target.pick(c, 0)) {

@@ -115,7 +115,7 @@ func rules() []rule {
 		{
 			name: "a stale floor makes the owner claim again", without: "the agent refuses the request for ever",
 			file: "roles/controller/reports.go", replacement: replacement{"\t\td.reclaim(o)\n", "\t\t_ = d.reclaim\n"},
-			pkg: "./roles/controller", test: "TestAdopt/the_floor_has_passed", says: "nothing was sent to a-p16",
+			pkg: "./roles/controller", test: "TestAdopt/the_floor_has_passed", says: "nothing was sent to a-p",
 		},
 		{
 			name: "anybody can acknowledge what is final", without: "the owner dies between its last write and the acknowledgement: nobody owns the request any more, and the agent's journal keeps it for ever",
