@@ -104,7 +104,7 @@ func TestFirstStart(t *testing.T) {
 		c.start("c2")
 		if point == "origin-writing" {
 			for until := time.Now().Add(2 * time.Second); time.Now().Before(until); time.Sleep(100 * time.Millisecond) {
-				if mode := c.probe("c1"); mode != "OFFLINE" {
+				if mode := c.probe("c1"); mode != "OFFLINE" && mode != "" { // a busy machine may answer late
 					t.Fatalf("the watch is not there yet, and c1 answers %s", mode)
 				}
 			}
