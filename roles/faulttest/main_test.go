@@ -31,8 +31,8 @@ func runAndSum(m *testing.M) (code int, err error) {
 	code = m.Run()
 	os.Stdout = stdout
 	err = errors.Join(out.Close(), <-copied, in.Close())
-	fmt.Print(&s)
-	return code, err
+	_, said := fmt.Fprint(stdout, &s)
+	return code, errors.Join(err, said)
 }
 
 // number reads a number above zero from the environment.

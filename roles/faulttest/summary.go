@@ -20,7 +20,8 @@ type summary struct {
 const reasonsOfTest = 3
 
 var (
-	testLine   = regexp.MustCompile(`^(?:=== [A-Z]+ +| *--- ([A-Z]+): )(\S+)`)
+	// The control character is how go test -json marks such lines.
+	testLine   = regexp.MustCompile(`^\x16?(?:=== [A-Z]+ +| *--- ([A-Z]+): )(\S+)`)
 	reasonLine = regexp.MustCompile(`^ +(\w+\.go:\d+: .*|BROKEN PROMISE .*)`)
 )
 
