@@ -192,7 +192,7 @@ func rules() []rule {
 		{
 			name: "the fence is checked by the agent", without: "c1's start is delayed; c2 adopts, hears \"nothing\", records the step as cancelled; the start runs it",
 			file: "roles/agent/ledger.go", replacement: replacement{"case r != nil && f.less(r.Fence):", "case false && r != nil && f.less(r.Fence):"},
-			pkg: "./roles/agent", test: "TestStartOfFormerOwnerIsRefusedAfterAdopt", says: "FAIL",
+			pkg: "./roles/agent", test: "TestStartOfFormerOwnerIsRefusedAfterAdopt", says: "no refusal of START R/s/1",
 		},
 		{
 			name: "a fence is on disk before adopt is answered", without: "the same, with a power cut in between",
@@ -202,32 +202,32 @@ func rules() []rule {
 		{
 			name: "a tombstone stays until an owner has said that the request is final", without: "a doubled start runs the attempt again",
 			file: "roles/agent/ledger.go", replacement: replacement{"if r.Final && r.settled() {", "if r.settled() {"},
-			pkg: "./roles/agent", test: "TestTrimForgetsOnlyWhatIsFinalAndAcknowledged", says: "FAIL",
+			pkg: "./roles/agent", test: "TestTrimForgetsOnlyWhatIsFinalAndAcknowledged", says: "by age (-want +got)",
 		},
 		{
 			name: "forgetting raises the floor", without: "the same, after the request is forgotten",
 			file: "roles/agent/ledger.go", replacement: replacement{old: "\t\t\tl.floor = maxFence(l.floor, r.Fence)\n"},
-			pkg: "./roles/agent", test: "TestDecisions/start_at_the_floor", says: "FAIL",
+			pkg: "./roles/agent", test: "TestDecisions/start_at_the_floor", says: "decision (-want +got)",
 		},
 		{
 			name: "the acknowledgement carries the fence of the owner that persisted the end", without: "the floor ends at the fence of the start; a claimant frozen since then, with a higher one, sends it again",
 			file: "roles/agent/ledger.go", replacement: replacement{"\t\t\tbreak\n\t\t}\n\t\tr.Fence = maxFence(r.Fence, rec.Fence)\n", "\t\t\tbreak\n\t\t}\n"},
-			pkg: "./roles/agent", test: "TestFloorRisesToTheFenceOfTheAcknowledgement", says: "FAIL",
+			pkg: "./roles/agent", test: "TestFloorRisesToTheFenceOfTheAcknowledgement", says: "start with fence 2",
 		},
 		{
 			name: "every command names the journal", without: "a start on its way reaches a machine that was made anew, after the step was recorded in doubt",
 			file: "roles/agent/command.go", replacement: replacement{"case m.GetJournal().GetId() != a.journal.id:", "case false:"},
-			pkg: "./roles/agent", test: "TestCommandForAnotherJournalIsRefused", says: "FAIL",
+			pkg: "./roles/agent", test: "TestCommandForAnotherJournalIsRefused", says: "no refusal of START R/s/1",
 		},
 		{
 			name: "every command names the journal's counter", without: "the same with a machine set back to a snapshot",
 			file: "roles/agent/command.go", replacement: replacement{"case m.GetJournal().GetCounter() > a.journal.counter():", "case false:"},
-			pkg: "./roles/agent", test: "TestCommandForALaterStateOfTheJournalIsRefused", says: "FAIL",
+			pkg: "./roles/agent", test: "TestCommandForALaterStateOfTheJournalIsRefused", says: "no refusal of START R/s/1",
 		},
 		{
 			name: "a command belongs to its link", without: "the same, for a start that was sent when the counter still fitted",
 			file: "roles/agent/command.go", replacement: replacement{"case !m.GetLink().Same(l.id):", "case false:"},
-			pkg: "./roles/agent", test: "TestCommandBoundToAnotherLinkIsRefused", says: "FAIL",
+			pkg: "./roles/agent", test: "TestCommandBoundToAnotherLinkIsRefused", says: "no refusal of START R/s/1",
 		},
 		{
 			name: "a kill of an unknown attempt is recorded", without: "the kill overtakes the start; the owner records the step as cancelled; then it runs",
@@ -235,7 +235,7 @@ func rules() []rule {
 				"\tif r == nil || r.Steps[k.step] == nil {\n\t\treturn decision{records: []record{never}, report: true}\n",
 				"\tif r == nil || r.Steps[k.step] == nil {\n\t\treturn decision{report: true}\n",
 			},
-			pkg: "./roles/agent", test: "TestStartAfterKillOfUnknownAttemptNeverRuns", says: "FAIL",
+			pkg: "./roles/agent", test: "TestStartAfterKillOfUnknownAttemptNeverRuns", says: "no NEVER_STARTED of R/s/1",
 		},
 		{
 			name: "the intent is on disk before the start", without: "the agent dies between start and record; the start is repeated and runs again",
@@ -255,22 +255,22 @@ func rules() []rule {
 		{
 			name: "the wrapper says that the command runs before it does", without: "the wrapper is killed while the command runs; it looks as if it never ran, and is run again",
 			file: "roles/agent/wrapper.sh", replacement: replacement{"printf 'started %d\\n' \"$$\" >\"$1/status\" || exit 125\n(\n\tshift\n\texec \"$@\"\n)\ncode=$?\n", "(\n\tshift\n\texec \"$@\"\n)\ncode=$?\nprintf 'started %d\\n' \"$$\" >\"$1/status\" || exit 125\n"},
-			pkg: "./roles/agent", test: "TestStartedIsWrittenBeforeTheCommandRuns", says: "FAIL",
+			pkg: "./roles/agent", test: "TestStartedIsWrittenBeforeTheCommandRuns", says: "cat: ../status: No such file or directory",
 		},
 		{
 			name: "after another boot only a whole exit line counts", without: "the power cut took the sign that it had started; it looks as if it never ran, and is run again",
 			file: "roles/agent/attempt.go", replacement: replacement{"case !e.sameBoot:", "case false && !e.sameBoot:"},
-			pkg: "./roles/agent", test: "TestJudge", says: "FAIL",
+			pkg: "./roles/agent", test: "TestJudge", says: "other boot, intent only: 4, want 3",
 		},
 		{
 			name: "what runs is not taken for what never ran", without: "the agent restarts and runs it again",
 			file: "roles/agent/recover.go", replacement: replacement{"\tswitch v := judge(e); v {\n", "\tswitch v := judge(e)*0 + verdictNeverRan; v {\n"},
-			pkg: "./roles/agent", test: "TestAttemptOutlivesTheAgent", says: "FAIL",
+			pkg: "./roles/agent", test: "TestAttemptOutlivesTheAgent", says: "no RUNNING of R/s/1",
 		},
 		{
 			name: "attempts of a step do not overlap at the agent", without: "an owner that is mistaken about an end starts a second attempt beside the first",
 			file: "roles/agent/ledger.go", replacement: replacement{"case other.Phase.living():\n\t\t\treturn refused(wire.Refusal_OVERLAP, r.Fence)\n", "case false:\n"},
-			pkg: "./roles/agent", test: "TestSecondAttemptMustNotOverlap", says: "FAIL",
+			pkg: "./roles/agent", test: "TestSecondAttemptMustNotOverlap", says: "no refusal of START R/s/2",
 		},
 	}
 }
