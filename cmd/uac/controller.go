@@ -120,7 +120,7 @@ func runController(ctx context.Context, d daemonDeps) error {
 	g.Go(func() error { return serveGRPC(below, node.links.Class(wire.ClassMember), members) })
 	g.Go(func() error { return serveGRPC(below, node.links.Class(wire.ClassJoin), joins) })
 	g.Go(func() error { return api.Serve(below, tls.NewListener(apiListener, apiTLS), rest.Handler(), d.log) })
-	g.Go(func() error { return node.run(below) })
+	node.run(below, g)
 	g.Go(func() error { return shared.Run(below) })
 	g.Go(func() error { return renewOwn(below, d, store, authority) })
 	g.Go(func() error {

@@ -127,20 +127,30 @@ func newMember(ctx context.Context, d daemonDeps, store *pki.Store, classes ...w
 	return n, nil
 }
 
-// run runs the port and the member until ctx ends or one of them fails. The member
-// takes a port that is closed under it for a failure, so it ends first.
-func (n *memberNode) run(ctx context.Context) error { return runUnder(ctx, n.links.Run, n.member.Run) }
+// run adds the port and the member to a group. The member takes a port that is closed
+// under it for a failure, so it ends first.
+func (n *memberNode) run(ctx context.Context, g *errgroup.Group) {
+	runUnder(ctx, g, n.links.Run, n.member.Run)
+}
 
-// runUnder runs two things, of which the upper one needs the lower one to its end.
-func runUnder(ctx context.Context, lower, upper func(context.Context) error) error {
-	g, ctx := errgroup.WithContext(ctx)
+// runUnder adds two things to a group with this context, of which the upper one needs
+// the lower one to its end. The lower one ends when the whole group is to end: by then
+// the group has the upper one's error, and not what others say when the lower one is
+// gone.
+func runUnder(ctx context.Context, g *errgroup.Group, lower, upper func(context.Context) error) {
 	below, stop := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan struct{})
 	g.Go(func() error { return lower(below) })
 	g.Go(func() error {
-		defer stop()
+		defer close(ended)
 		return upper(ctx)
 	})
-	return g.Wait()
+	g.Go(func() error {
+		<-ctx.Done()
+		<-ended
+		stop()
+		return nil
+	})
 }
 
 // memberError gives errors of the coordination member their exit code: a member

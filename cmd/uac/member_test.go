@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"uac/config"
 	"uac/roles"
 	"uac/roles/wire/pki"
@@ -88,17 +90,18 @@ func lowPort(t *testing.T) string {
 }
 
 // The member takes a port that is closed under it for a failure: at the end of both
-// the port is closed last, whoever began.
+// the port is closed last, whoever began. Who serves it fails when it is closed, so the
+// group has to know why by then.
 func TestRunUnder(t *testing.T) {
-	broken := errors.New("broken")
+	broken, lost := errors.New("broken"), errors.New("lost")
 	for name, tc := range map[string]struct {
-		lower error // at once, if not nil
-		end   bool  // the context ends
-		want  error
+		lower, upper error // at once, if not nil
+		end          bool  // the context ends
+		want         error
 	}{
-		"both are ended":       {end: true},
-		"the port is broken":   {lower: broken, want: broken},
-		"the member has ended": {},
+		"both are ended":        {end: true},
+		"the port is broken":    {lower: broken, want: broken},
+		"the member has failed": {upper: lost, want: lost},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
@@ -106,25 +109,31 @@ func TestRunUnder(t *testing.T) {
 			if tc.end {
 				cancel()
 			}
-			ended := false
-			err := runUnder(ctx, func(ctx context.Context) error {
+			g, all := errgroup.WithContext(ctx)
+			ended := make(chan struct{})
+			runUnder(all, g, func(ctx context.Context) error {
 				if tc.lower != nil {
 					return tc.lower
 				}
 				<-ctx.Done()
-				if !ended {
+				if all.Err() == nil {
+					t.Error("the port was closed before the group knew why")
+				}
+				select {
+				case <-ended:
+				default:
 					t.Error("the port was closed before the member had ended")
 				}
 				return nil
 			}, func(ctx context.Context) error {
-				if tc.end || tc.lower != nil {
+				defer close(ended)
+				if tc.upper == nil {
 					<-ctx.Done()
 				}
-				ended = true
-				return nil
+				return tc.upper
 			})
-			if !errors.Is(err, tc.want) {
-				t.Errorf("runUnder returned %v, want %v", err, tc.want)
+			if err := g.Wait(); !errors.Is(err, tc.want) {
+				t.Errorf("the group ended with %v, want %v", err, tc.want)
 			}
 		})
 	}

@@ -79,7 +79,7 @@ func runWatch(ctx context.Context, d daemonDeps) error {
 	g.Go(func() error {
 		return api.Serve(below, tls.NewListener(apiListener, apiTLS), noController(cfg.Node.Role, api.NewProbes(self, metrics)), d.log)
 	})
-	g.Go(func() error { return node.run(below) })
+	node.run(below, g)
 	g.Go(func() error {
 		return renewFrom(below, d, store, func(ctx context.Context, r *wire.RenewRequest) (*wire.Certificate, error) {
 			var errs []error

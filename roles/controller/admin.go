@@ -44,6 +44,9 @@ func Authenticate(view *coord.View, token string) (api.Actor, string, error) {
 	if err != nil {
 		return api.Actor{}, "", fmt.Errorf("%w: %w", api.ErrUnauthenticated, err)
 	}
+	if view.Revision() == 0 {
+		return api.Actor{}, "", fmt.Errorf("%w: this node has just started and has not yet read any token", api.ErrUnavailable)
+	}
 	kv, ok := view.Get(tokenKey(id))
 	if !ok {
 		return api.Actor{}, "", fmt.Errorf("%w: %w", api.ErrUnauthenticated, pki.ErrTokenWrong)

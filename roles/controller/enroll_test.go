@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -259,6 +260,18 @@ func TestEnrollRace(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A node that has read nothing yet cannot call a good token wrong: without a majority
+// an operator asks the one node that is left, as soon as it answers.
+func TestTokenBeforeTheFirstLoad(t *testing.T) {
+	text, _, err := pki.NewAPIToken(pki.APITokenSpec{Name: "first", Role: pki.Admin}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := Authenticate(new(coord.View), text); !errors.Is(err, api.ErrUnavailable) || errors.Is(err, api.ErrUnauthenticated) {
+		t.Errorf("got %v, want unavailable", err)
 	}
 }
 

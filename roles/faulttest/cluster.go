@@ -329,6 +329,20 @@ func (c *Cluster) unhealthy() string {
 	return ""
 }
 
+// ways names the relays by which an agent is linked, "" for none.
+func (c *Cluster) ways(agent string) []string {
+	c.t.Helper()
+	var a AgentInfo
+	if err := c.clients[c.active()].get(c.t.Context(), "/v1/agents/"+agent, &a); err != nil {
+		c.t.Fatal(err)
+	}
+	var ways []string
+	for _, controller := range a.Links {
+		ways = append(ways, a.Via[controller])
+	}
+	return ways
+}
+
 // nodeInfo is what the controller at says of a node.
 func (c *Cluster) nodeInfo(at, name string) (NodeInfo, error) {
 	var all []NodeInfo

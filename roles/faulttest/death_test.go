@@ -23,7 +23,7 @@ func TestKillActive(t *testing.T) {
 				c.started(begin, load/2, "")
 				at := c.kill(active)
 				next := c.active()
-				t.Logf("killed %s, %d requests in flight, raft led by %s: %s is Active after %v",
+				c.note("killed %s, %d requests in flight, raft led by %s: %s is Active after %v",
 					active, load, leader, next, time.Since(at).Round(time.Millisecond))
 				if next == active {
 					t.Fatalf("%s is Active again though it is dead", active)

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -91,11 +92,11 @@ type target struct {
 }
 
 // targets lists everybody that faults may hit.
-func targets() []target {
+func (c *Cluster) targets() []target {
 	oneOf := func(role string) func(c *Cluster, n int) string {
-		return func(c *Cluster, n int) string { all := c.names(role); return all[n%len(all)] }
+		return func(c *Cluster, n int) string { return c.one(role, n) }
 	}
-	return []target{
+	all := []target{
 		{"the Active", "controller", true, func(c *Cluster, _ int) string { return c.active() }},
 		{"the Passive", "controller", true, func(c *Cluster, _ int) string { return c.other(c.active()) }},
 		{"the raft leader", "watch", true, func(c *Cluster, _ int) string { return c.raftLeader() }},
@@ -103,6 +104,7 @@ func targets() []target {
 		{"an agent", "agent", false, oneOf("agent")},
 		{"a relay", "relay", false, oneOf("relay")},
 	}
+	return slices.DeleteFunc(all, func(t target) bool { return len(c.names(t.role)) == 0 })
 }
 
 // silence is the silence_timeout of clusters with random faults: short, so that a
@@ -113,16 +115,18 @@ const silence = 500 * time.Millisecond
 // declare a member lost.
 var moments = []time.Duration{0, silence / 2, silence, 2 * silence, 3 * silence}
 
+// linkLost is longer than it takes agents and controllers to give up a link over
+// which nothing comes.
+const linkLost = 4 * time.Second
+
 // Kinds lists all kinds of faults that a cluster can have.
 func (c *Cluster) Kinds() []Kind {
 	var all []Kind
-	for _, t := range targets() {
-		if len(c.names(t.role)) > 0 {
-			all = append(all, processKinds(t)...)
-		}
+	for _, t := range c.targets() {
+		all = append(all, processKinds(t)...)
 	}
 	all = append(all, switchover(), killWrappers())
-	for _, more := range [][]Kind{networkKinds(), diskKinds(), shareKinds(), clockKinds()} {
+	for _, more := range [][]Kind{c.networkKinds(), diskKinds(), shareKinds(), c.clockKinds()} {
 		for _, k := range more {
 			if k.Needs&^c.has == 0 {
 				all = append(all, k)
@@ -146,13 +150,19 @@ func processKinds(t target) []Kind {
 		}
 	}
 	startAgain := func(c *Cluster, node string) error { c.start(node); return nil }
+	freezes := []time.Duration{silence / 2, silence, 3 * silence}
+	if !t.member {
+		freezes = append(freezes, linkLost)
+	}
 	kinds := []Kind{
 		{Name: "kill -9", Takes: t.member, Holds: moments, Make: at("kill", func(c *Cluster, node string) error { c.kill(node); return nil }, startAgain)},
-		{Name: "freeze", Takes: t.member, Holds: []time.Duration{silence / 2, silence, 3 * silence}, Make: at("freeze",
+		{Name: "freeze", Takes: t.member, Holds: freezes, Make: at("freeze",
 			func(c *Cluster, node string) error { c.freeze(node); return nil },
 			func(c *Cluster, node string) error { c.thaw(node); return nil })},
 		{Name: "restart", Takes: t.member, Holds: moments[:1], Make: at("restart", (*Cluster).terminate, startAgain)},
-		{Name: "crash point", Takes: t.member, Alone: true, HealAlways: true, Holds: moments[:3], Make: func(chance *rand.Rand) Fault { return crashAtRandom(t, chance) }},
+	}
+	if t.role != "relay" { // it stores nothing and says nothing of its own
+		kinds = append(kinds, Kind{Name: "crash point", Takes: t.member, Alone: true, HealAlways: true, Holds: moments[:3], Make: func(chance *rand.Rand) Fault { return crashAtRandom(t, chance) }})
 	}
 	return kinds
 }
@@ -225,10 +235,10 @@ func (c *Cluster) wrappers() (pids []int) {
 
 // clockKinds set a node's wall clock: forwards by more than anything that is kept
 // by time, backwards by less than certificates are dated back.
-func clockKinds() []Kind {
+func (c *Cluster) clockKinds() []Kind {
 	return []Kind{{Name: "clock step", Needs: NeedClock, HealAlways: true, Holds: moments, Make: func(chance *rand.Rand) Fault {
-		all := targets()
-		t, n := all[chance.IntN(5)], chance.IntN(100)
+		all := c.targets()
+		t, n := all[chance.IntN(len(all))], chance.IntN(100)
 		step := []time.Duration{2 * time.Hour, time.Minute, -4 * time.Minute}[chance.IntN(3)]
 		node := ""
 		return &fault{

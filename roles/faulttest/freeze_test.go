@@ -22,7 +22,7 @@ func TestFrozenActive(t *testing.T) {
 			c.started(begin, 4+trial, "")
 			at := c.freeze(old)
 			next := c.active()
-			t.Logf("froze %s: %s is Active after %v", old, next, time.Since(at).Round(time.Millisecond))
+			c.note("froze %s: %s is Active after %v", old, next, time.Since(at).Round(time.Millisecond))
 
 			// What is sent to it now waits in its kernel, on connections that stood
 			// before: it is the first thing that the old Active does when it wakes.
@@ -129,7 +129,7 @@ func TestFrozenRaftLeader(t *testing.T) {
 			c.started(seen, 10, "")
 			c.thaw(leader)
 			n := stop()
-			t.Logf("froze %s, raft leader %s (Active %s), among %d requests: writes go on after %v, slowest acknowledgement so far %v",
+			c.note("froze %s, raft leader %s (Active %s), among %d requests: writes go on after %v, slowest acknowledgement so far %v",
 				leader, place.name, active, n, took.Round(time.Millisecond), c.slowest.Round(time.Millisecond))
 			c.healthy()
 			c.settled().succeeded(t)

@@ -87,7 +87,7 @@ func TestWipedMember(t *testing.T) {
 func (c *Cluster) refuses(name string, why ...string) {
 	c.t.Helper()
 	if err := c.run.start(name); err != nil {
-		c.t.Logf("%s was refused at once: %v", name, err)
+		c.note("%s was refused at once: %v", name, err)
 	}
 	if pid := c.node(name).PID; pid != 0 {
 		c.awaitEnd(name, pid)

@@ -43,7 +43,7 @@ func (e Entry) attempt() string { return fmt.Sprintf("%s/%s/%d", e.Request, e.St
 //
 // The lock belongs to the open file, so it is held as long as any process of the
 // attempt lives, however it ends. Steps know nothing of the network: a ledger can
-// be written whatever is cut.
+// be written whatever is cut. While the ledger is shut no step ends.
 const stepScript = `#!/bin/sh
 dir=$UAC_PARAM_dir
 agent=${PWD%/data/agent/attempts/*}
@@ -53,6 +53,7 @@ exec 8>"$dir/locks/$UAC_REQUEST.$UAC_STEP"
 flock -n 8 || { echo "overlap $me 0" >>"$dir/ledger"; exit 99; }
 echo "start $me 0" >>"$dir/ledger"
 sleep "$1"
+while [ -e "$dir/shut" ]; do sleep 0.05; done
 code=0
 if [ "$UAC_ATTEMPT" -eq 1 ]; then code=${2:-0}; fi
 echo "out $UAC_STEP"
@@ -81,6 +82,22 @@ func newLedger(t testing.TB, dir string) *Ledger {
 		}
 	}
 	return l
+}
+
+// shut lets no step end until open: however slow the machine is, work is under way.
+func (l *Ledger) shut(t testing.TB) {
+	t.Helper()
+	if err := durable.WriteFile(filepath.Join(l.Dir, "shut"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// open lets steps end.
+func (l *Ledger) open(t testing.TB) {
+	t.Helper()
+	if err := os.Remove(filepath.Join(l.Dir, "shut")); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Read returns all entries so far.

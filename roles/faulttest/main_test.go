@@ -1,6 +1,7 @@
 package faulttest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -8,12 +9,30 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if err := removeProgram(); err != nil {
+	code, err := runAndSum(m)
+	if err := errors.Join(err, removeProgram()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
 	}
 	os.Exit(code)
+}
+
+// runAndSum runs the tests, and then says once more why some failed.
+func runAndSum(m *testing.M) (code int, err error) {
+	stdout := os.Stdout
+	in, out, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	var s summary
+	copied := make(chan error)
+	go func() { copied <- s.copy(stdout, in) }()
+	os.Stdout = out
+	code = m.Run()
+	os.Stdout = stdout
+	err = errors.Join(out.Close(), <-copied, in.Close())
+	_, said := fmt.Fprint(stdout, &s)
+	return code, errors.Join(err, said)
 }
 
 // number reads a number above zero from the environment.

@@ -65,6 +65,9 @@ type networkOptions struct {
 	disks []string
 	// share gives the controllers a shared mount.
 	share bool
+	// relays starts two relays: a1 has no other way to the controllers, a2 has r2 and
+	// its own way.
+	relays bool
 }
 
 // needNetwork skips the test, loudly, where namespaces cannot be made.
@@ -148,8 +151,8 @@ func outputInside(ns, program string, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// startNetwork starts two controllers, a watch and two agents, each in its own
-// namespace, and waits until the cluster serves.
+// startNetwork starts two controllers, a watch, two agents, and relays if asked to,
+// each in its own namespace, and waits until the cluster serves.
 func startNetwork(t testing.TB, opts networkOptions) (*Cluster, *networkRunner) {
 	t.Helper()
 	needNetwork(t)
@@ -163,7 +166,10 @@ func startNetwork(t testing.TB, opts networkOptions) (*Cluster, *networkRunner) 
 		}
 	}
 	names := []string{"c1", "c2", "w1", "a1", "a2"}
-	roles := map[byte]string{'c': "controller", 'w': "watch", 'a': "agent"}
+	if opts.relays {
+		names = append(names, "r1", "r2")
+	}
+	roles := map[byte]string{'c': "controller", 'w': "watch", 'a': "agent", 'r': "relay"}
 	t.Cleanup(func() {
 		r.stop()
 		for _, dir := range r.disks {
@@ -229,25 +235,40 @@ func startNetwork(t testing.TB, opts networkOptions) (*Cluster, *networkRunner) 
 	if len(opts.late) == 0 {
 		c.healthy()
 	}
+	if opts.relays && slices.Contains(c.ways("a1"), "") {
+		t.Fatal("a1 has a link of its own, want relays only")
+	}
 	return c, r
 }
 
 // config is the configuration file of a node.
 func (r *networkRunner) config(n node, opts networkOptions) string {
 	var b strings.Builder
+	addr := r.hosts[n.Name]
 	fmt.Fprintf(&b, "node: {role: %s, name: %s, data_dir: %q}\n", n.Role, n.Name, n.DataDir)
 	fmt.Fprintf(&b, "cluster: {name: net%s}\n", strings.Join(append([]string{""}, opts.set...), ", "))
+	servers := []string{r.hosts["c1"], r.hosts["c2"]}
 	if n.Role == "agent" {
-		fmt.Fprintf(&b, "agent: {servers: [%s, %s], labels: {tier: web}, kill_grace: 500ms}\n", r.hosts["c1"], r.hosts["c2"])
+		switch {
+		case opts.relays && n.Name == "a1":
+			servers = []string{r.hosts["r1"], r.hosts["r2"]}
+		case opts.relays:
+			servers = append([]string{r.hosts["r2"]}, servers...)
+		}
+		fmt.Fprintf(&b, "agent: {servers: [%s], labels: {tier: web}, kill_grace: 500ms}\n", strings.Join(servers, ", "))
 		return b.String()
 	}
 	if opts.share && n.Role == "controller" {
 		fmt.Fprintf(&b, "mount: {dir: %q, timeout: 1s}\n", shareDir(r.dir))
 	}
-	addr := r.hosts[n.Name]
-	fmt.Fprintf(&b, "listen: {api: \"%[1]s:7600\", raft: \"%[1]s:7601\", link: \"%[1]s:7602\"}\nmembers:\n", addr)
+	fmt.Fprintf(&b, "listen: {api: \"%[1]s:7600\", raft: \"%[1]s:7601\", link: \"%[1]s:7602\"}\n", addr)
+	if n.Role == "relay" {
+		fmt.Fprintf(&b, "relay: {servers: [%s]}\n", strings.Join(servers, ", "))
+		return b.String()
+	}
+	b.WriteString("members:\n")
 	for _, m := range r.all {
-		if m.Role != "agent" {
+		if m.Role == "controller" || m.Role == "watch" {
 			fmt.Fprintf(&b, "- {name: %s, role: %s, address: %s}\n", m.Name, m.Role, r.hosts[m.Name])
 		}
 	}

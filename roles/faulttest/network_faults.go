@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -20,27 +21,47 @@ var connections = []struct {
 // ends are the two sides between which the network fails.
 var ends = []struct {
 	name   string
+	role   string // clusters without a node of this role have no such ends
 	member bool
-	pick   func(c *Cluster) (from, to []string)
+	pick   func(c *Cluster, n int) (from, to []string) // n is a number drawn by chance
 }{
-	{"the Active and the Passive", true, func(c *Cluster) (from, to []string) {
+	{"the Active and the Passive", "controller", true, func(c *Cluster, _ int) (from, to []string) {
 		a := c.active()
 		return []string{a}, []string{c.other(a)}
 	}},
-	{"the Active and the watch", true, func(c *Cluster) (from, to []string) { return []string{c.active()}, c.names("watch") }},
-	{"the Passive and the watch", true, func(c *Cluster) (from, to []string) {
+	{"the Active and the watch", "watch", true, func(c *Cluster, _ int) (from, to []string) {
+		return []string{c.active()}, c.names("watch")
+	}},
+	{"the Passive and the watch", "watch", true, func(c *Cluster, _ int) (from, to []string) {
 		return []string{c.other(c.active())}, c.names("watch")
 	}},
-	{"the Active and everybody", true, func(c *Cluster) (from, to []string) {
+	{"the Active and everybody", "controller", true, func(c *Cluster, _ int) (from, to []string) {
 		a := c.active()
 		return []string{a}, c.all(a)
 	}},
-	{"the watch and everybody", true, func(c *Cluster) (from, to []string) {
+	{"the watch and everybody", "watch", true, func(c *Cluster, _ int) (from, to []string) {
 		w := c.names("watch")[0]
 		return []string{w}, c.all(w)
 	}},
-	{"the Active and the agents", false, func(c *Cluster) (from, to []string) { return []string{c.active()}, c.names("agent") }},
-	{"the controllers and an agent", false, func(c *Cluster) (from, to []string) { return c.controllers(), c.names("agent")[:1] }},
+	{"the Active and all agents and relays", "agent", false, func(c *Cluster, _ int) (from, to []string) {
+		return []string{c.active()}, append(c.names("agent"), c.names("relay")...)
+	}},
+	{"the controllers and an agent", "agent", false, func(c *Cluster, _ int) (from, to []string) {
+		agents := c.names("agent")
+		return c.controllers(), agents[len(agents)-1:] // the first may have no way but relays
+	}},
+	{"the controllers and a relay", "relay", false, func(c *Cluster, n int) (from, to []string) {
+		return c.controllers(), []string{c.one("relay", n)}
+	}},
+	{"a relay and the agents", "relay", false, func(c *Cluster, n int) (from, to []string) {
+		return []string{c.one("relay", n)}, c.names("agent")
+	}},
+}
+
+// one names one node of a role, by chance.
+func (c *Cluster) one(role string, n int) string {
+	all := c.names(role)
+	return all[n%len(all)]
 }
 
 // all names all nodes but one.
@@ -54,12 +75,16 @@ func (c *Cluster) all(but string) (names []string) {
 }
 
 // networkKinds are the faults of the network between nodes.
-func networkKinds() []Kind {
+func (c *Cluster) networkKinds() []Kind {
 	var kinds []Kind
 	for _, member := range []bool{true, false} {
+		holds := moments[1:]
+		if !member {
+			holds = append(slices.Clone(holds), linkLost)
+		}
 		dropping := func(name string, bothWays bool, percent int) {
-			kinds = append(kinds, Kind{Name: name, Needs: NeedNetwork, Takes: member, Holds: moments[1:], Make: func(chance *rand.Rand) Fault {
-				return dropFault(name, member, bothWays, percent, chance)
+			kinds = append(kinds, Kind{Name: name, Needs: NeedNetwork, Takes: member, Holds: holds, Make: func(chance *rand.Rand) Fault {
+				return c.dropFault(name, member, bothWays, percent, chance)
 			}})
 		}
 		dropping("cut", true, 100)
@@ -67,30 +92,31 @@ func networkKinds() []Kind {
 		dropping("loss", true, 30)
 	}
 	kinds = append(kinds,
-		Kind{Name: "slow link", Needs: NeedNetwork, Takes: true, Holds: moments[2:], Make: slowFault},
-		Kind{Name: "reset", Needs: NeedNetwork, Holds: moments[:1], Make: resetFault})
+		Kind{Name: "slow link", Needs: NeedNetwork, Takes: true, Holds: moments[2:], Make: c.slowFault},
+		Kind{Name: "reset", Needs: NeedNetwork, Holds: moments[:1], Make: c.resetFault})
 	return kinds
 }
 
 // dropFault drops packets between two sides: all, or those of one kind of connection,
 // some or each.
-func dropFault(what string, member, bothWays bool, percent int, chance *rand.Rand) Fault {
+func (c *Cluster) dropFault(what string, member, bothWays bool, percent int, chance *rand.Rand) Fault {
 	var possible []int
 	for i, e := range ends {
-		if e.member == member {
+		if e.member == member && len(c.names(e.role)) > 0 {
 			possible = append(possible, i)
 		}
 	}
 	e := ends[possible[chance.IntN(len(possible))]]
 	conn := connections[chance.IntN(3)]
 	if !member {
-		conn = connections[2*chance.IntN(2)] // agents do not speak raft
+		conn = connections[2*chance.IntN(2)] // agents and relays do not speak raft
 	}
+	n := chance.IntN(100)
 	back := chance.IntN(2) == 1 // the other of the two ways
 	f := &fault{name: fmt.Sprintf("%s of %s between %s", what, conn.name, e.name), needs: NeedNetwork}
 	var table string
 	f.inject = func(c *Cluster) (err error) {
-		from, to := e.pick(c)
+		from, to := e.pick(c, n)
 		var all []direction
 		for _, a := range from {
 			for _, b := range to {
@@ -115,9 +141,9 @@ func (c *Cluster) network() *networkRunner { return c.run.(*networkRunner) }
 
 // slowFault makes all that is sent to a node wait before a narrow line, in a queue of
 // up to 300 ms.
-func slowFault(chance *rand.Rand) Fault {
-	all := targets()
-	t, n, node := all[chance.IntN(5)], chance.IntN(100), ""
+func (c *Cluster) slowFault(chance *rand.Rand) Fault {
+	all := c.targets()
+	t, n, node := all[chance.IntN(len(all))], chance.IntN(100), ""
 	return &fault{
 		name: "slow line to " + t.name, needs: NeedNetwork,
 		inject: func(c *Cluster) error {
@@ -146,12 +172,12 @@ func slowFault(chance *rand.Rand) Fault {
 
 // resetFault resets all connections of one kind that a node has, in the middle of
 // whatever they carry. New ones can be made at once.
-func resetFault(chance *rand.Rand) Fault {
-	all := targets()
-	t, n := all[chance.IntN(5)], chance.IntN(100)
+func (c *Cluster) resetFault(chance *rand.Rand) Fault {
+	all := c.targets()
+	t, n := all[chance.IntN(len(all))], chance.IntN(100)
 	conn := connections[1+chance.IntN(3)]
 	if !t.member {
-		conn = connections[2] // an agent has no others
+		conn = connections[2] // agents and relays have no others
 	}
 	return &fault{
 		name: fmt.Sprintf("reset %s of %s", conn.name, t.name), needs: NeedNetwork,

@@ -1,6 +1,7 @@
 package faulttest
 
 import (
+	"fmt"
 	"testing"
 	"time"
 )
@@ -41,7 +42,7 @@ func TestSwitchover(t *testing.T) {
 		active = next
 	}
 	n := stop()
-	t.Logf("50 switchovers among %d requests; slowest answer %v, slowest acknowledgement of a request %v",
+	c.note("50 switchovers among %d requests; slowest answer %v, slowest acknowledgement of a request %v",
 		n, slowest.Round(time.Millisecond), c.slowest.Round(time.Millisecond))
 	if n < 10 {
 		t.Errorf("only %d requests were made meanwhile: this proves little", n)
@@ -54,11 +55,14 @@ func TestSwitchover(t *testing.T) {
 func TestStop(t *testing.T) {
 	t.Parallel()
 	c := startDev(t)
-	c.apply(chain("0.3"))
+	c.apply(chain("0"))
 
+	// stopWith stops the Active while steps run that do not end before the ledger is
+	// open again.
 	stopWith := func(body any) (active, other string, ids []string) {
 		active = c.healthy()
 		other = c.other(active)
+		c.ledger.shut(t)
 		begin := c.mark()
 		ids = c.submit("chain", 6)
 		c.started(begin, 3, "")
@@ -74,6 +78,7 @@ func TestStop(t *testing.T) {
 	if now := c.active(); now != other {
 		t.Errorf("after the stop of %s %s is Active", active, now)
 	}
+	c.ledger.open(t)
 	c.settled().succeeded(t)
 	c.start(active)
 	c.healthy()
@@ -82,6 +87,7 @@ func TestStop(t *testing.T) {
 	hold := map[string]bool{"failover": false}
 	active, other, ids := stopWith(hold)
 	owned := c.heldBack(active, other, ids)
+	c.ledger.open(t)
 	c.start(active)
 	c.healthy() // its return ends the hold; who is quicker is Active
 	c.settled().succeeded(t)
@@ -92,6 +98,7 @@ func TestStop(t *testing.T) {
 	if owned == 0 {
 		t.Error("no request was owned by a node that was stopped: this proves nothing")
 	}
+	c.ledger.open(t)
 	a := c.order(other, "/v1/nodes/switchover", map[string]string{"to": other})
 	if got := decode[struct{ Active string }](t, a).Active; got != other {
 		t.Errorf("switchover from a held node: %v", a)
@@ -109,14 +116,24 @@ func TestStop(t *testing.T) {
 // stopped without fail-over, and returns how many requests it owns.
 func (c *Cluster) heldBack(held, other string, ids []string) (owned int) {
 	c.t.Helper()
+	// It may have to find another raft leader first.
+	c.await(other+" is Passive, and shows who is held", func() string {
+		if mode := c.probe(other); mode != "PASSIVE" {
+			return "it answers " + mode
+		}
+		if info, err := c.nodeInfo(other, held); err != nil || info.Held == "" || info.Mode != "Offline" {
+			return fmt.Sprintf("%s is %+v, %v, want it Offline and held", held, info, err)
+		}
+		return ""
+	})
 	waiting := map[string]bool{}
 	for until := time.Now().Add(4 * time.Second); time.Now().Before(until); time.Sleep(200 * time.Millisecond) {
-		if mode := c.probe(other); mode != "PASSIVE" {
-			c.t.Fatalf("%s is held, and %s answers %s", held, other, mode)
+		if mode := c.probe(other); mode == "ACTIVE" {
+			c.t.Fatalf("%s is held, and %s is Active", held, other)
 		}
 		all, err := c.list()
 		if err != nil {
-			c.t.Fatal(err)
+			continue // on a busy machine
 		}
 		for _, id := range ids {
 			if waiting[id] && all[id].Owner != held {
@@ -124,10 +141,6 @@ func (c *Cluster) heldBack(held, other string, ids []string) (owned int) {
 			}
 			waiting[id] = waiting[id] || all[id].Owner == held && !all[id].rests()
 		}
-	}
-	info, err := c.nodeInfo(other, held)
-	if err != nil || info.Held == "" || info.Mode != "Offline" {
-		c.t.Errorf("the list shows %s as %+v, %v, want it Offline and held", held, info, err)
 	}
 	for _, id := range ids {
 		if waiting[id] {
@@ -170,7 +183,7 @@ func TestPause(t *testing.T) {
 	for until := time.Now().Add(4 * time.Second); time.Now().Before(until); time.Sleep(200 * time.Millisecond) {
 		all, err := c.list()
 		if err != nil {
-			t.Fatal(err)
+			continue // on a busy machine
 		}
 		for _, id := range ids {
 			if r := all[id]; r.Status != "queued" || r.Owner != "" {
@@ -234,7 +247,7 @@ func TestDrain(t *testing.T) {
 		c.submit("chain", 10)
 		c.started(begin, 5, "")
 		a := c.order(other, "/v1/nodes/"+active+"/drain", nil)
-		t.Log(active, "says:", decode[struct{ Message string }](t, a).Message)
+		c.note("%s says: %s", active, decode[struct{ Message string }](t, a).Message)
 		c.await(active+" owns nothing", func() string {
 			all, err := c.list()
 			if err != nil {

@@ -188,7 +188,7 @@ func (r *recorder) collect() History {
 		}
 	}
 	if why != "" {
-		r.c.t.Logf("not all comes to rest within %v: %s", patience, why)
+		r.c.note("not all comes to rest within %v: %s", patience, why)
 	}
 	r.mu.Lock()
 	r.final = final

@@ -49,20 +49,6 @@ func (c *Cluster) behind(relays ...string) {
 	}
 }
 
-// ways names the relays by which an agent is linked, "" for none.
-func (c *Cluster) ways(agent string) []string {
-	c.t.Helper()
-	var a AgentInfo
-	if err := c.clients[c.active()].get(c.t.Context(), "/v1/agents/"+agent, &a); err != nil {
-		c.t.Fatal(err)
-	}
-	var ways []string
-	for _, controller := range a.Links {
-		ways = append(ways, a.Via[controller])
-	}
-	return ways
-}
-
 // TestRelayDies kills and freezes the relay by which all agents are linked, in the
 // middle of steps, with another relay at hand.
 func TestRelayDies(t *testing.T) {

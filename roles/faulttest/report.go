@@ -11,14 +11,27 @@ import (
 	"uac/codestation/durable"
 )
 
-// note writes a line into the run's timeline.
+// note writes a line into the run's timeline. It does not name its caller: what this
+// file says is told apart from the reasons why a test fails (see summary).
 func (c *Cluster) note(format string, args ...any) {
-	c.t.Helper()
 	line := fmt.Sprintf("%8.3f "+format, append([]any{c.now().Seconds()}, args...)...)
 	c.t.Log(line)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.timeline = append(c.timeline, line)
+}
+
+// linesOfNode is how much of a node's log a failure shows. The reasons come before,
+// and should be seen; all of it is in the files.
+const linesOfNode = 5
+
+// shorten cuts a line that nobody would read to its end.
+func shorten(line string) string {
+	const enough = 300
+	if len(line) > enough {
+		return line[:enough] + "..."
+	}
+	return line
 }
 
 // report keeps beside the nodes' logs and data what helps to understand a failure,
@@ -67,7 +80,11 @@ func (c *Cluster) report() {
 				lines = append(lines, line)
 			}
 		}
-		c.t.Logf("%s:\n%s", n.Log, strings.Join(lines[max(0, len(lines)-12):], "\n"))
+		lines = lines[max(0, len(lines)-linesOfNode):]
+		for i, line := range lines {
+			lines[i] = shorten(line)
+		}
+		c.t.Logf("%s:\n%s", n.Log, strings.Join(lines, "\n"))
 	}
 }
 

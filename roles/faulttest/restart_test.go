@@ -19,7 +19,7 @@ func TestQuickRestart(t *testing.T) {
 		c.started(begin, 5, "")
 		at := c.kill(active)
 		c.start(active)
-		t.Logf("killed %s and started it within %v; %s is Active then", active, time.Since(at).Round(time.Millisecond), c.active())
+		c.note("killed %s and started it within %v; %s is Active then", active, time.Since(at).Round(time.Millisecond), c.active())
 		c.submit("chain", 2)
 		c.healthy()
 		c.settled().succeeded(t)

@@ -214,7 +214,7 @@ func startForSeeds(t testing.TB) *Cluster {
 	t.Helper()
 	var c *Cluster
 	if why := noNetwork(t); why == "" {
-		opts := networkOptions{set: []string{fmt.Sprintf("silence_timeout: %v", silence)}}
+		opts := networkOptions{relays: true, set: []string{fmt.Sprintf("silence_timeout: %v", silence)}}
 		if why := noDisks(t); why == "" {
 			opts.disks, opts.share = []string{"c2", "a1"}, true
 		} else {
@@ -223,7 +223,7 @@ func startForSeeds(t testing.TB) *Cluster {
 		c, _ = startNetwork(t, opts)
 	} else {
 		fmt.Fprintf(os.Stderr, "SKIPPED: %s: faults of networks, disks and mounts: %s\n", t.Name(), why)
-		c = startDev(t, "--set", fmt.Sprintf("cluster.silence_timeout=%v", silence))
+		c = startDev(t, "--relays", "2", "--set", fmt.Sprintf("cluster.silence_timeout=%v", silence))
 	}
 	c.apply(chain("0.1"))
 	c.apply(single("0"))

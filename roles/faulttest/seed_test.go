@@ -121,5 +121,5 @@ func TestPlanIsThatOfTheSeed(t *testing.T) {
 type allRoles struct{ runner }
 
 func (allRoles) nodes() []node {
-	return []node{{Name: "c1", Role: "controller"}, {Name: "c2", Role: "controller"}, {Name: "w1", Role: "watch"}, {Name: "a1", Role: "agent"}}
+	return []node{{Name: "c1", Role: "controller"}, {Name: "c2", Role: "controller"}, {Name: "w1", Role: "watch"}, {Name: "r1", Role: "relay"}, {Name: "a1", Role: "agent"}}
 }
