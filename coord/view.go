@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/btree"
@@ -20,6 +21,31 @@ type KV struct {
 	Value []byte
 	// Create and Mod are the revisions of the key's creation and last change.
 	Create, Mod int64
+
+	read *atomic.Pointer[any] // what Decoded made of the value; nil if no view has it
+}
+
+// Decoded returns the JSON value of a key as a T. As long as a view has the value, it
+// is read once and then shared: nobody may change what is returned. Safe for
+// concurrent use.
+func Decoded[T any](kv KV) (*T, error) {
+	if kv.read != nil {
+		if kept := kv.read.Load(); kept != nil {
+			if v, ok := (*kept).(*T); ok {
+				return v, nil
+			}
+		}
+	}
+	v, err := decode[T](kv)
+	if err != nil {
+		return nil, err
+	}
+	if kv.read != nil {
+		// A value that is read as two types keeps what came first.
+		kept := any(&v)
+		kv.read.CompareAndSwap(nil, &kept)
+	}
+	return &v, nil
 }
 
 // Change is one key's step from one revision to the next.
@@ -294,5 +320,5 @@ func (v *View) watch(ctx context.Context, c *clientv3.Client) error {
 }
 
 func kvOf(kv *mvccpb.KeyValue) KV {
-	return KV{Key: string(kv.Key), Value: kv.Value, Create: kv.CreateRevision, Mod: kv.ModRevision}
+	return KV{Key: string(kv.Key), Value: kv.Value, Create: kv.CreateRevision, Mod: kv.ModRevision, read: new(atomic.Pointer[any])}
 }

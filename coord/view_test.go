@@ -12,9 +12,14 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"pgregory.net/rapid"
 )
+
+// asStored compares what the store has of a key.
+var asStored = cmpopts.IgnoreUnexported(KV{})
 
 // runView keeps a view in step with the server until stop is called.
 func runView(t *testing.T, v *View, e *etcd) (stop func()) {
@@ -62,7 +67,7 @@ func (m *mirror) take(b Batch) {
 	m.rev = b.Revision
 	for _, c := range b.Changes {
 		m.seen++
-		if diff := cmp.Diff(m.kvs[c.Key], c.Prev); diff != "" {
+		if diff := cmp.Diff(m.kvs[c.Key], c.Prev, asStored); diff != "" {
 			m.t.Errorf("key %s at %d: before it there was another: %s", c.Key, b.Revision, diff)
 		}
 		if c.Deleted {
@@ -99,13 +104,13 @@ func (m *mirror) await(v *View, e *etcd, rev int64) {
 	for _, kv := range resp.Kvs {
 		want[string(kv.Key)] = kvOf(kv)
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, asStored); diff != "" {
 		m.t.Errorf("view at %d is not what etcd holds: %s", snap.Revision(), diff)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.rev == snap.Revision() {
-		if diff := cmp.Diff(got, m.kvs); diff != "" {
+		if diff := cmp.Diff(got, m.kvs, asStored); diff != "" {
 			m.t.Errorf("follower at %d has not what the view shows: %s", m.rev, diff)
 		}
 	}
@@ -382,7 +387,7 @@ func TestViewModel(t *testing.T) {
 				return a.Create == b.Create && a.Mod == b.Mod && string(a.Value) == string(b.Value)
 			}
 			if !maps.EqualFunc(want, got, same) {
-				rt.Fatal(cmp.Diff(want, got))
+				rt.Fatal(cmp.Diff(want, got, asStored))
 			}
 		}
 		rt.Repeat(map[string]func(*rapid.T){
@@ -450,4 +455,34 @@ func TestViewModel(t *testing.T) {
 			},
 		})
 	})
+}
+
+func TestDecodedIsReadOnce(t *testing.T) {
+	kv := kvOf(&mvccpb.KeyValue{Key: []byte("k"), Value: []byte(`{"a":1}`)})
+	type one struct{ A int }
+	type other struct {
+		A int `json:"a"`
+	}
+	first, err := Decoded[one](kv)
+	if err != nil || first.A != 1 {
+		t.Fatalf("%v, %v", first, err)
+	}
+	copied := kv // as a tree and a snapshot copy it
+	if again, err := Decoded[one](copied); err != nil || again != first {
+		t.Errorf("a second read made %p of %p: %v", again, first, err)
+	}
+	if as, err := Decoded[other](kv); err != nil || as.A != 1 {
+		t.Errorf("as another type: %v, %v", as, err)
+	}
+	if again, _ := Decoded[one](kv); again != first {
+		t.Error("what was read first is not kept")
+	}
+	if v, err := Decoded[one](KV{Key: "k", Value: []byte(`{"a":2}`)}); err != nil || v.A != 2 {
+		t.Errorf("of no view: %v, %v", v, err)
+	}
+	for range 2 {
+		if _, err := Decoded[one](kvOf(&mvccpb.KeyValue{Key: []byte("bad"), Value: []byte("{")})); err == nil || !strings.Contains(err.Error(), "bad") {
+			t.Errorf("a broken value: %v", err)
+		}
+	}
 }

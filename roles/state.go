@@ -275,9 +275,6 @@ func Load(spec, record []byte, steps map[string][]byte, fence Fence, accepted in
 	if err := json.Unmarshal(spec, &r); err != nil {
 		return State{}, fmt.Errorf("spec: %w: %w", ErrInconsistent, err)
 	}
-	if r.Format != format {
-		return State{}, fmt.Errorf("request %s: %w: written in format %d, this version knows %d", r.ID, ErrInconsistent, r.Format, format)
-	}
 	var rec Record
 	if err := json.Unmarshal(record, &rec); err != nil {
 		return State{}, fmt.Errorf("request %s: status: %w: %w", r.ID, ErrInconsistent, err)
@@ -288,13 +285,28 @@ func Load(spec, record []byte, steps map[string][]byte, fence Fence, accepted in
 		if err := json.Unmarshal(text, s); err != nil {
 			return State{}, fmt.Errorf("request %s: step %s: %w: %w", r.ID, quote(name), ErrInconsistent, err)
 		}
+		known[name] = s
+	}
+	return Assemble(&r, rec, known, fence, accepted)
+}
+
+// Assemble is Load for records that have been read already. The state shares them:
+// nobody may change them afterwards. The map of steps is used up.
+func Assemble(r *Request, record Record, steps map[string]*Step, fence Fence, accepted int64) (State, error) {
+	if r.Format != format {
+		return State{}, fmt.Errorf("request %s: %w: written in format %d, this version knows %d", r.ID, ErrInconsistent, r.Format, format)
+	}
+	for name, s := range steps {
 		if s.Name != name {
 			return State{}, fmt.Errorf("request %s: step %s: %w: the record names %s", r.ID, quote(name), ErrInconsistent, quote(s.Name))
 		}
-		s.Dispatch.Fence = s.Dispatch.Fence.known(accepted)
-		known[name] = s
+		if known := s.Dispatch.Fence.known(accepted); known != s.Dispatch.Fence {
+			step := *s
+			step.Dispatch.Fence = known
+			steps[name] = &step
+		}
 	}
-	return assemble(&r, rec, known, fence)
+	return assemble(r, record, steps, fence)
 }
 
 func assemble(r *Request, rec Record, known map[string]*Step, fence Fence) (State, error) {

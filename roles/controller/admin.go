@@ -51,7 +51,7 @@ func Authenticate(view *coord.View, token string) (api.Actor, string, error) {
 	if !ok {
 		return api.Actor{}, "", fmt.Errorf("%w: %w", api.ErrUnauthenticated, pki.ErrTokenWrong)
 	}
-	rec, err := decode[tokenRecord](kv)
+	rec, err := coord.Decoded[tokenRecord](kv)
 	if err != nil || rec.API == nil {
 		return api.Actor{}, "", fmt.Errorf("%w: %w", api.ErrUnauthenticated, pki.ErrTokenWrong)
 	}

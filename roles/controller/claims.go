@@ -118,14 +118,14 @@ func (d *desk) noteStatus(snap func() coord.Snapshot, kv coord.KV) bool {
 		}
 		return false
 	}
-	rec, err := decode[roles.Record](kv)
+	rec, err := coord.Decoded[roles.Record](kv)
 	final := err == nil && rec.Status.Final()
 	if kv.Mod == 0 || final && !abandonsIn(snap(), id) {
 		delete(d.open, id)
 		return false
 	}
 	r := d.openRequest(id)
-	r.queued, r.final = rec.Status == roles.RequestQueued, final
+	r.queued, r.final = err == nil && rec.Status == roles.RequestQueued, final
 	return true
 }
 
@@ -142,7 +142,10 @@ func (d *desk) noteClaim(snap func() coord.Snapshot, kv coord.KV) {
 		return
 	}
 	r.claimMod = kv.Mod
-	r.claim, _ = decode[claimRecord](kv) // a claim that cannot be read belongs to nobody
+	r.claim = claimRecord{} // one that cannot be read belongs to nobody
+	if claim, err := coord.Decoded[claimRecord](kv); err == nil {
+		r.claim = *claim
+	}
 	if o := d.owned[id]; o != nil && (r.claim.Node != d.c.cfg.Name || r.claim.Epoch != d.s.Epoch()) {
 		d.log.Info("request left this node", "request", id, "owner", r.claim.Node)
 		d.drop(o)

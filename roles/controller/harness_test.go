@@ -53,7 +53,7 @@ var operator = api.Actor{Name: "op", Token: "t1", From: "192.0.2.1", Why: "becau
 // world is a cluster of real members with a controller on each. Agents are
 // played by the test, and so is the network between the controllers.
 type world struct {
-	t       *testing.T
+	t       testing.TB
 	cluster *coordtest.Cluster
 	ca      *pki.Authority
 	options worldOptions
@@ -104,6 +104,7 @@ type worldOptions struct {
 	output               OutputStore
 	firstTokens          []pki.APIToken
 	mount                string // directory of the shared mount, "" for none
+	quiet                bool   // log nothing
 	// point is called at every named point of a member.
 	point func(node string, p coord.Point)
 }
@@ -113,6 +114,11 @@ type worldOptions struct {
 func newWorld(t *testing.T, o worldOptions) *world {
 	t.Helper()
 	t.Parallel()
+	return startWorld(t, o)
+}
+
+func startWorld(t testing.TB, o worldOptions) *world {
+	t.Helper()
 	dir := t.TempDir()
 	if err := pki.Init(pki.InitOptions{Dir: dir, RootDir: t.TempDir(), Cluster: "test"}); err != nil {
 		t.Fatal(err)
@@ -169,7 +175,7 @@ func (w *world) run(name string, o worldOptions) *node {
 			defer n.mu.Unlock()
 			n.endings = append(n.endings, e)
 		},
-		Log: slog.New(slog.NewTextHandler(w.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", name),
+		Log: w.log().With("node", name),
 	})
 	var ctx context.Context
 	ctx, n.cancel = context.WithCancel(context.Background())
@@ -185,6 +191,13 @@ func (w *world) run(name string, o worldOptions) *node {
 	defer w.mu.Unlock()
 	w.nodes[name] = n
 	return n
+}
+
+func (w *world) log() *slog.Logger {
+	if w.options.quiet {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(slog.NewTextHandler(w.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
 // kill ends a node without a goodbye, as a crash does.
@@ -446,7 +459,7 @@ func (m *memberClient) Report(ctx context.Context, r *wire.ReportRequest, _ ...g
 
 // agent is the test's end of an agent's links.
 type agent struct {
-	t       *testing.T
+	t       testing.TB
 	w       *world
 	name    string
 	labels  map[string]string

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"fmt"
 	"strings"
 
 	"uac/coord"
@@ -155,17 +156,29 @@ func loadRequest(snap coord.Snapshot, id string) (s roles.State, claim claimReco
 	if !ok {
 		return s, claim, fence, false, nil
 	}
+	inconsistent := func(err error) error { return fmt.Errorf("request %s: %w: %w", id, roles.ErrInconsistent, err) }
+	req, err := coord.Decoded[roles.Request](spec)
+	if err != nil {
+		return s, claim, fence, true, inconsistent(err)
+	}
 	status, _ := snap.Get(statusKey(id))
-	steps := map[string][]byte{}
+	record, err := coord.Decoded[roles.Record](status)
+	if err != nil {
+		return s, claim, fence, true, inconsistent(err)
+	}
+	steps := map[string]*roles.Step{}
 	for kv := range snap.Range(stepPrefix(id)) {
-		steps[strings.TrimPrefix(kv.Key, stepPrefix(id))] = kv.Value
+		if steps[strings.TrimPrefix(kv.Key, stepPrefix(id))], err = coord.Decoded[roles.Step](kv); err != nil {
+			return s, claim, fence, true, inconsistent(err)
+		}
 	}
 	if kv, claimed := snap.Get(claimKey(id)); claimed {
-		if claim, err = decode[claimRecord](kv); err != nil {
+		c, err := coord.Decoded[claimRecord](kv)
+		if err != nil {
 			return s, claim, fence, true, err
 		}
-		fence = roles.Fence{Generation: claim.Generation, Revision: kv.Mod}
+		claim, fence = *c, roles.Fence{Generation: c.Generation, Revision: kv.Mod}
 	}
-	s, err = roles.Load(spec.Value, status.Value, steps, fence, spec.Mod)
+	s, err = roles.Assemble(req, *record, steps, fence, spec.Mod)
 	return s, claim, fence, true, err
 }

@@ -33,16 +33,6 @@ func newLoad() *load {
 	return &load{out: map[string]outStep{}, n: map[[2]string]int{}, last: map[string]string{}}
 }
 
-// stepRecord is what a load reads of the record of a step.
-type stepRecord struct {
-	Status   roles.StepStatus `json:"status"`
-	Attempt  int              `json:"attempt"`
-	Agent    string           `json:"agent"`
-	Dispatch struct {
-		Cluster string `json:"cluster"`
-	} `json:"dispatch"`
-}
-
 // The statuses of a step that is out, as records have them: most records are of
 // others, and need no reading.
 var outMarks = [][]byte{[]byte(`"status":"` + roles.StepDispatched + `"`), []byte(`"status":"` + roles.StepRunning + `"`)}
@@ -52,7 +42,7 @@ func outIn(kv coord.KV) (st outStep, ok bool) {
 	if !slices.ContainsFunc(outMarks, func(mark []byte) bool { return bytes.Contains(kv.Value, mark) }) {
 		return st, false
 	}
-	rec, err := decode[stepRecord](kv)
+	rec, err := coord.Decoded[roles.Step](kv)
 	if err != nil || rec.Status != roles.StepDispatched && rec.Status != roles.StepRunning {
 		return st, false
 	}
@@ -75,7 +65,7 @@ func (l *load) note(kv coord.KV) (ended outStep, ok bool) {
 	case !wasOut:
 		return ended, false
 	}
-	if rec, err := decode[stepRecord](kv); err == nil && rec.Attempt < before.attempt {
+	if rec, err := coord.Decoded[roles.Step](kv); err == nil && rec.Attempt < before.attempt {
 		return ended, false // older than what is being stored
 	}
 	l.unset(kv.Key)

@@ -154,7 +154,7 @@ func linksTo(snap coord.Snapshot, agent string) []string {
 	var out []string
 	for kv := range snap.Range(prefixLinks + agent + "/") {
 		_, controller := requestOf(kv.Key, prefixLinks)
-		if l, err := decode[linkRecord](kv); err == nil && l.held(snap, controller) {
+		if l, err := coord.Decoded[linkRecord](kv); err == nil && l.held(snap, controller) {
 			out = append(out, controller)
 		}
 	}

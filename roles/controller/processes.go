@@ -32,7 +32,11 @@ func processIn(snap coord.Snapshot, name string) (roles.Process, error) {
 	if !ok {
 		return roles.Process{}, fmt.Errorf("%w: process %q", api.ErrNotFound, name)
 	}
-	return decode[roles.Process](kv)
+	p, err := coord.Decoded[roles.Process](kv)
+	if err != nil {
+		return roles.Process{}, err
+	}
+	return *p, nil
 }
 
 // DeleteProcess deletes a definition; requests keep their frozen copies.

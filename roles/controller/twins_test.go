@@ -19,7 +19,7 @@ import (
 
 // machine is a process of an agent, with the one certificate that all have.
 type machine struct {
-	t        *testing.T
+	t        testing.TB
 	instance string
 	store    *pki.Store
 	number   *atomic.Uint64 // of its last link
@@ -38,7 +38,7 @@ func machines(p *port, name string, instances ...string) []*machine {
 
 // tie is a link of a machine.
 type tie struct {
-	t       *testing.T
+	t       testing.TB
 	end     context.CancelFunc
 	ended   chan error
 	starts  chan *wire.Start
