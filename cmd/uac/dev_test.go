@@ -211,6 +211,22 @@ func TestDevDetached(t *testing.T) {
 	if r := uac(t, "dev", "start", "c1", "--dir", dir); r.code != exitConflict {
 		t.Errorf("started twice: %+v", r)
 	}
+	// A node that dies of what is on its disk has not been started.
+	mustUAC(t, "dev", "kill", "a1", "--dir", dir)
+	journal := filepath.Join(c.Nodes[3].DataDir, "agent", "journal")
+	good := mustRead(t, journal)
+	if err := os.WriteFile(journal, []byte("not a journal\n"+good), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := uac(t, "dev", "start", "a1", "--dir", dir); r.code != exitFailed || r.stdout != "" ||
+		!strings.Contains(r.stderr, "a1 ended at its start") || !strings.Contains(r.stderr, journal) {
+		t.Errorf("start of an agent with a damaged journal: %+v", r)
+	}
+	if err := os.WriteFile(journal, []byte(good), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mustUAC(t, "dev", "start", "a1", "--dir", dir)
+	again = readCluster(t, dir)
 	// One that dies without being asked is known, too.
 	if err := unix.Kill(again.Nodes[4].PID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
