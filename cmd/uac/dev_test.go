@@ -219,7 +219,8 @@ func TestDevDetached(t *testing.T) {
 		t.Fatal(err)
 	}
 	if r := uac(t, "dev", "start", "a1", "--dir", dir); r.code != exitFailed || r.stdout != "" ||
-		!strings.Contains(r.stderr, "a1 ended at its start") || !strings.Contains(r.stderr, journal) {
+		!strings.Contains(r.stderr, "a1 ended at its start (exit status 2)") || !strings.Contains(r.stderr, journal+": the journal is damaged at byte 0") ||
+		!strings.Contains(r.stderr, `docs/operations/agents.md, "A damaged journal"`) {
 		t.Errorf("start of an agent with a damaged journal: %+v", r)
 	}
 	if err := os.WriteFile(journal, []byte(good), 0o600); err != nil {
