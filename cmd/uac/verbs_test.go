@@ -231,6 +231,44 @@ func TestRequestListFilters(t *testing.T) {
 	}
 }
 
+// The filters of event list reach the API.
+func TestEventListFilters(t *testing.T) {
+	s := sampleState()
+	now := time.Now().UTC()
+	s.Events = []api.Event{
+		{ID: "E4", Kind: "agent.back", At: now, Subject: "web1"},
+		{ID: "E3", Kind: "agent.unreachable", At: now.Add(-time.Minute), Subject: "web1"},
+		{ID: "E2", Kind: "node.paused", At: now.Add(-2 * time.Hour), Subject: "c2", By: "alice"},
+		{ID: "E1", Kind: "agentcluster.created", At: now.Add(-3 * time.Hour), Subject: "web1", By: "bob"},
+	}
+	c := newCluster(t, s)
+	for _, tt := range []struct{ flags, want string }{
+		{"", "E4 E3 E2 E1"},
+		{"--kind agent", "E4 E3"},
+		{"--kind agent.back", "E4"},
+		{"--kind agent.b", ""},
+		{"--subject web1", "E4 E3 E1"},
+		{"--subject web1 --by bob", "E1"},
+		{"--since 1h", "E4 E3"},
+		{"--since 150m --limit 1 --by alice", "E2"},
+		{"--limit 1", "E4"},
+	} {
+		got := c.run(t, append([]string{"event", "list", "-o", "json"}, strings.Fields(tt.flags)...)...)
+		var ids []string
+		for _, e := range decodeJSON[[]api.Event](t, got.stdout) {
+			ids = append(ids, e.ID)
+		}
+		if s := strings.Join(ids, " "); s != tt.want {
+			t.Errorf("%s: %s, want %s", tt.flags, s, tt.want)
+		}
+	}
+	for _, flags := range []string{"--since yesterday", "--since -1h", "--limit 0", "--limit 10001"} {
+		if got := c.run(t, append([]string{"event", "list"}, strings.Fields(flags)...)...); got.code != exitUsage {
+			t.Errorf("%s: code %d, %s", flags, got.code, got.stderr)
+		}
+	}
+}
+
 func TestMountInit(t *testing.T) {
 	dir := t.TempDir()
 	c := newCluster(t, sampleState())

@@ -43,7 +43,7 @@ func (w *watcher) after(d time.Duration) {
 // about is what events about somebody say, without what every event has.
 func (n *node) about(subject string, role roles.Role) []api.Event {
 	n.w.t.Helper()
-	list, err := n.ListEvents(n.w.t.Context(), 0)
+	list, err := n.ListEvents(n.w.t.Context(), api.EventFilter{})
 	if err != nil {
 		n.w.t.Fatal(err)
 	}
