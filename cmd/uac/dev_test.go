@@ -423,7 +423,7 @@ func TestDevUsage(t *testing.T) {
 		{"dev --dir " + dir, exitUsage, "not empty (precious)"},
 		{"dev --dir " + missing + " --set foo", exitUsage, "KEY=VALUE"},
 		{"dev strat c1", exitUsage, "did you mean uac dev start?"},
-		{"dev kill", exitUsage, "accepts 1 arg"},
+		{"dev kill", exitUsage, "uac dev kill: NODE is missing"},
 		{"dev kill c1 --dir " + missing, exitNotFound, "make one with: uac dev --dir"},
 		{"dev status --dir " + missing, exitNotFound, "make one with: uac dev --dir"},
 		{"dev stop --dir " + dir, exitNotFound, "holds no cluster"},
