@@ -138,7 +138,7 @@ func (e *edit) idle(step string) (int, error) {
 func (e *edit) defined(step string) (int, error) {
 	i, err := e.named(step)
 	if err == nil && e.plan.of(i) >= 0 {
-		return i, conflictf("step %s is an instance: name the step that it is of, %s", step, e.Steps[e.plan.of(i)].Name)
+		return i, fmt.Errorf("%w: step %s is an instance: name the step that it is of, %s", ErrInvalid, step, e.Steps[e.plan.of(i)].Name)
 	}
 	return i, err
 }
