@@ -55,7 +55,10 @@ in any case: the same command starts it again.
   DIR/env            to source: UAC_SERVER, UAC_TOKEN and UAC_CACERT
   DIR/cluster.json   names, processes, addresses, data and logs of the nodes
   DIR/mount/         the mount that the controllers share
-  DIR/NODE/          uac.yaml, log and data of a node`,
+  DIR/NODE/          uac.yaml, log and data of a node
+
+Only its owner can enter DIR. Steps of an agent a1 that name another user (run_as)
+have to get through to it: chmod 711 DIR DIR/a1 DIR/a1/data, and what is above.`,
 		Example: `  uac dev
   uac dev --dir /tmp/try --detach && . /tmp/try/env && uac node list
   uac dev --dir /tmp/fast --set cluster.silence_timeout=100ms
