@@ -12,9 +12,9 @@ import (
 	"uac/roles/controller/api"
 )
 
-// absentAtFirst is how long nobody has had a link to an agent or relay when a term
-// begins before that is told: after a start of the whole cluster they come back
-// one by one, within agent.reconnect_max. Later it is unreachableAfter.
+// absentAtFirst is when in a term all agents and relays are looked at first. After a
+// start of the whole cluster they come back one by one, within agent.reconnect_max; and
+// a fail-over has more urgent things to do.
 const absentAtFirst = 10 * time.Second
 
 // absences tells, by events, which agents and relays no controller has a link to any
@@ -27,6 +27,8 @@ type absences struct {
 	now func() time.Time
 	// missing are those that nobody has a link to, with the time at which that is told.
 	missing map[absentee]time.Time
+	// first is when all may be looked at first.
+	first time.Time
 
 	wake    chan struct{}
 	mu      sync.Mutex // guards what follows: what has changed and was not looked at
@@ -47,18 +49,17 @@ type awayRecord struct {
 
 func awayKey(a absentee) string { return prefixAway + string(a.role) + "/" + a.name }
 
-func newAbsences(c *Controller, s *coord.Session, t *coord.Term) *absences {
+func newAbsences(c *Controller, s *coord.Session, t *coord.Term, now func() time.Time) *absences {
 	return &absences{
-		c: c, s: s, t: t, now: time.Now, missing: map[absentee]time.Time{},
-		wake: make(chan struct{}, 1), changed: map[absentee]bool{},
+		c: c, s: s, t: t, now: now, missing: map[absentee]time.Time{}, first: now().Add(absentAtFirst),
+		wake: make(chan struct{}, 1), changed: map[absentee]bool{}, all: true,
 	}
 }
 
 // run tells until ctx ends.
 func (b *absences) run(ctx context.Context) error {
-	from, stop := b.c.member.View().Follow(b.note)
+	_, stop := b.c.member.View().Follow(b.note)
 	defer stop()
-	b.look(from, everybody(from), absentAtFirst)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -131,8 +132,8 @@ func everybody(snap coord.Snapshot) map[absentee]bool {
 // round looks at all that has changed, and at those whose time has come.
 func (b *absences) round() {
 	b.mu.Lock()
-	changed, all := b.changed, b.all
-	b.changed, b.all = map[absentee]bool{}, false
+	changed, all := b.changed, b.all && !b.now().Before(b.first)
+	b.changed, b.all = map[absentee]bool{}, b.all && !all
 	b.mu.Unlock()
 	snap := b.c.member.View().Snapshot()
 	if all {
@@ -143,22 +144,28 @@ func (b *absences) round() {
 			changed[a] = true
 		}
 	}
-	b.look(snap, changed, unreachableAfter)
+	b.look(snap, changed)
 }
 
-// next is when somebody's time has come, the zero time if nobody is missing.
+// next is when something is to be done though nothing changes, the zero time if nothing
+// is.
 func (b *absences) next() time.Time {
-	var first time.Time
+	var next time.Time
+	b.mu.Lock()
+	if b.all {
+		next = b.first
+	}
+	b.mu.Unlock()
 	for _, due := range b.missing {
-		if first.IsZero() || due.Before(first) {
-			first = due
+		if next.IsZero() || due.Before(next) {
+			next = due
 		}
 	}
-	return first
+	return next
 }
 
 // look tells of those among some agents and relays that went away or came back.
-func (b *absences) look(snap coord.Snapshot, some map[absentee]bool, after time.Duration) {
+func (b *absences) look(snap coord.Snapshot, some map[absentee]bool) {
 	for a := range some {
 		p, known := b.presence(snap, a)
 		told, away := snap.Get(awayKey(a))
@@ -179,7 +186,7 @@ func (b *absences) look(snap coord.Snapshot, some map[absentee]bool, after time.
 			b.tell(api.Event{Kind: string(a.role) + ".back", Subject: a.name, Detail: detail},
 				coord.ModIs(told.Key, told.Mod), coord.Del(told.Key))
 		case !missing:
-			b.missing[a] = b.now().Add(after)
+			b.missing[a] = b.now().Add(unreachableAfter)
 		case !b.now().Before(due):
 			// Told again if that fails, as long as this term lasts.
 			b.missing[a] = b.now().Add(unreachableAfter)
@@ -219,14 +226,15 @@ func (p presenceOf) detail() map[string]string {
 func (b *absences) presence(snap coord.Snapshot, a absentee) (p presenceOf, known bool) {
 	if a.role == roles.RoleAgent {
 		kv, ok := snap.Get(agentKey(a.name))
+		if p.links = linksTo(snap, a.name); !ok || len(p.links) > 0 {
+			return p, ok // there are many of these
+		}
 		rec, err := decode[agentRecord](kv)
 		newest, controller, met := newestLink(snap, a.name)
-		if !ok || err != nil || !met {
+		if err != nil || !met {
 			return p, false
 		}
-		p = presenceOf{links: linksTo(snap, a.name), last: controller, via: newest.Via, host: rec.Host}
-		p.since = lastSeen(snap, a.name)
-		return p, true
+		return presenceOf{last: controller, via: newest.Via, host: rec.Host, since: lastSeen(snap, a.name)}, true
 	}
 	kv, ok := snap.Get(relayKey(a.name))
 	rec, err := decode[relayRecord](kv)

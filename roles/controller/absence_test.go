@@ -25,8 +25,8 @@ func newWatcher(n *node) *watcher {
 	n.w.t.Helper()
 	n.awaitLead()
 	w := &watcher{n: n, clock: time.Now()}
-	w.absences = newAbsences(n.Controller, n.session.Load(), n.session.Load().Term())
-	w.now = func() time.Time { return w.clock }
+	w.absences = newAbsences(n.Controller, n.session.Load(), n.session.Load().Term(), func() time.Time { return w.clock })
+	w.clock = w.first
 	return w
 }
 
@@ -159,8 +159,8 @@ func TestAbsentRelay(t *testing.T) {
 	}
 }
 
-// At the beginning of a term agents have time to come back, and what happens later
-// wakes who tells of it.
+// At the beginning of a term agents have time to come back, and what happens wakes who
+// tells of it.
 func TestAbsenceIsNoticed(t *testing.T) {
 	w := newWorld(t, worldOptions{})
 	c1 := w.node("c1")
@@ -168,12 +168,18 @@ func TestAbsenceIsNoticed(t *testing.T) {
 	a.disconnect()
 	active := newWatcher(c1)
 	c1.settle()
-	from, stop := c1.member.View().Follow(active.note)
-	defer stop()
-	active.look(from, everybody(from), absentAtFirst)
-	if want := active.clock.Add(absentAtFirst); !active.next().Equal(want) {
+	begin := active.clock.Add(-absentAtFirst)
+	active.clock = begin
+	active.after(0) // sessions change
+	if len(active.missing) != 0 || !active.next().Equal(begin.Add(absentAtFirst)) {
+		t.Errorf("at the beginning: missing %v, the next look is at %v", active.missing, active.next())
+	}
+	active.after(absentAtFirst)
+	if want := begin.Add(absentAtFirst + unreachableAfter); !active.next().Equal(want) {
 		t.Errorf("told at %v, want %v", active.next(), want)
 	}
+	_, stop := c1.member.View().Follow(active.note)
+	defer stop()
 	a.connect(c1)
 	c1.settle()
 	<-active.wake
