@@ -30,6 +30,7 @@ import "strings"
 //	relaylinks/<relay>/<c>         which controllers hold a link to the relay
 //	clusters/<name>                agent clusters
 //	links/<agent>/<controller>     which controllers hold a link to the agent, and when they last did
+//	away/<role>/<name>             an agent or relay that was told to be out of reach
 //	slots/<limit>/<n>              the attempt that was given slot n of a limit on steps
 //	tokens/<id>                    API and join tokens, hashed
 //	imported/<id>                  first tokens that were stored once and are not stored again

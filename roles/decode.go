@@ -650,7 +650,7 @@ func (d *decoder) size(to *Size) setter {
 	return func(n *yaml.Node, path string) {
 		switch {
 		case n.Kind != yaml.ScalarNode || to.UnmarshalText([]byte(n.Value)) != nil:
-			d.refusef(n, path, "must be a size like 64KiB, 10MiB or 1GiB, not %s", describe(n))
+			d.refusef(n, path, "must be a size like 64KiB, 10MiB or 1GiB, or a number of bytes, not %s", describe(n))
 		case *to == 0:
 			d.refusef(n, path, "must be more than 0: leave it out for no limit")
 		}

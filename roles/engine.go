@@ -431,6 +431,9 @@ func (e *edit) end(i int, r Report) {
 	exited := r.State == AttemptExited
 	switch {
 	case exited && e.Def(i).success(r.ExitCode) && r.Signal == 0 && !r.TimedOut && !r.Killed:
+		if missing := e.Def(i).missing(st.Outputs); len(missing) > 0 && st.Reason == "" {
+			st.Reason = "no value was written for output " + some(missing)
+		}
 		e.become(i, StepSucceeded)
 	case e.Record.Cancel != nil && (!exited || r.Killed):
 		e.become(i, StepCancelled)

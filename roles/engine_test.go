@@ -312,6 +312,22 @@ func TestExitCodeIsTruthful(t *testing.T) {
 	}
 }
 
+// A step that has succeeded and did not write what it declares says so.
+func TestMissingOutputs(t *testing.T) {
+	for events, want := range map[string]string{
+		"claim; say a x 1":       "no value was written for output y-1",
+		"claim; exit a":          "no value was written for output x, y-1",
+		"claim; exit a 1":        "",
+		"claim; exit a; exit b":  "no value was written for output x, y-1",
+		"claim; running a; hold": "",
+	} {
+		y := play(t, define(t, "a outputs x,y-1", "b needs a"), events)
+		if got := y.s.Steps[0].Reason; got != want {
+			t.Errorf("%s: reason %q, want %q", events, got, want)
+		}
+	}
+}
+
 // Outputs reach the steps that come after the one that has them, and are those of
 // its last attempt.
 func TestOutputs(t *testing.T) {

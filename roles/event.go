@@ -23,10 +23,11 @@ type AgentChosen struct {
 
 // Expanded says which agents a ready step with for_each is to run on: those that are
 // known and not suspended, connected or not. It begins with an instance for each.
-// Without one it fails.
+// Without one it fails. LeftOut are those that match and are suspended, for people.
 type Expanded struct {
-	Step   string
-	Agents []string
+	Step    string
+	Agents  []string
+	LeftOut []string
 }
 
 // AttemptState is what an agent's journal says of an attempt.

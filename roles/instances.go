@@ -33,7 +33,7 @@ func (e *edit) expanded(ev Expanded) error {
 		e.become(i, StepFailed).Reason = reason
 		return nil
 	}
-	e.step(i).Expansion = &Expansion{Agents: agents}
+	e.step(i).Expansion = &Expansion{Agents: agents, LeftOut: some(slices.Compact(slices.Sorted(slices.Values(ev.LeftOut))))}
 	if err := e.rebuild(); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}

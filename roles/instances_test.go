@@ -121,13 +121,13 @@ func TestForEachRefuses(t *testing.T) {
 		{"rerun of the step while it runs", []string{"a each web"}, "claim; expand a w1 w2; exit a@w1; rerun a", ErrConflict, "step a is running, it has not ended"},
 		{"rerun from, while instances of a step after it run", []string{"p", "a needs p each web"}, "claim; exit p; expand a w1; from p", ErrConflict, "step a is running, it has not ended"},
 		{"rerun of the step while an instance may be running", []string{"a each web", "z"}, "claim; expand a w1; unreachable w1; force a@w1 failed; rerun a", ErrConflict, "step a@w1 was given up and may be running on w1"},
-		{"change of an instance", []string{"a each web parallel 1"}, "claim; expand a w1 w2; change a@w2", ErrConflict, "step a@w2 is an instance: name the step that it is of, a"},
+		{"change of an instance", []string{"a each web parallel 1"}, "claim; expand a w1 w2; change a@w2", ErrInvalid, "step a@w2 is an instance: name the step that it is of, a"},
 		{"change when it is spread", []string{"a each web"}, "claim; expand a w1; change a each web", ErrConflict, "step a is running already"},
 		{"change of its agents when it had some", []string{"p", "a needs p each web", "z"}, "claim; exit p; expand a w1; exit a@w1; from p; change a needs p each db", ErrConflict, "step a has instances on w1 already: its agents cannot change"},
 		{"change into a step on one agent when it had many", []string{"p", "a needs p each web", "z"}, "claim; exit p; expand a w1; exit a@w1; from p; change a needs p", ErrConflict, "step a has instances on w1 already: its agents cannot change"},
 		{"change of a step that has run into one with for_each", []string{"a retry 2 delay 5s"}, "claim; exit a 1; change a each web", ErrConflict, "step a has run on a1 already: its agent cannot change"},
-		{"insert after an instance", []string{"a each web"}, "claim; expand a w1; after a@w1 x", ErrConflict, "step a@w1 is an instance: name the step that it is of, a"},
-		{"insert before an instance", []string{"a each web parallel 1"}, "claim; expand a w1 w2; before a@w2 x", ErrConflict, "step a@w2 is an instance: name the step that it is of, a"},
+		{"insert after an instance", []string{"a each web"}, "claim; expand a w1; after a@w1 x", ErrInvalid, "step a@w1 is an instance: name the step that it is of, a"},
+		{"insert before an instance", []string{"a each web parallel 1"}, "claim; expand a w1 w2; before a@w2 x", ErrInvalid, "step a@w2 is an instance: name the step that it is of, a"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			y := play(t, define(t, tt.steps...), tt.events)

@@ -138,7 +138,7 @@ func (e *edit) idle(step string) (int, error) {
 func (e *edit) defined(step string) (int, error) {
 	i, err := e.named(step)
 	if err == nil && e.plan.of(i) >= 0 {
-		return i, conflictf("step %s is an instance: name the step that it is of, %s", step, e.Steps[e.plan.of(i)].Name)
+		return i, fmt.Errorf("%w: step %s is an instance: name the step that it is of, %s", ErrInvalid, step, e.Steps[e.plan.of(i)].Name)
 	}
 	return i, err
 }
@@ -496,6 +496,9 @@ func (o Resolve) apply(e *edit) error {
 		return conflictf("step %s runs on several agents: name one of its instances, such as %s@%s", st.Name, st.Name, st.Expansion.Agents[0])
 	case st.Status.Final() || st.Status.derived():
 		return conflictf("step %s is %s, not in doubt", st.Name, st.Status)
+	case st.Status.out() && !o.Force && st.Unreachable:
+		return conflictf("step %s is %s, not in doubt, and its agent %s is unreachable: it may be running there still. It can be decided all the same, as success or failed, with --force (API: \"force\")",
+			st.Name, st.Status, st.Agent)
 	case st.Status.out() && !o.Force:
 		return conflictf("step %s is %s, not in doubt", st.Name, st.Status)
 	case st.Status.out() && !abandon:

@@ -159,6 +159,8 @@ func TestRefusedOrders(t *testing.T) {
 		{"rerun of no step", []string{"a"}, "claim; rerun b", ErrConflict, `there is no step "b"`},
 		{"finish of a final request", []string{"a"}, "claim; exit a; finish failed", ErrConflict, "the request has succeeded already"},
 		{"finish as something else", []string{"a"}, "claim; finish running", ErrInvalid, `a request is finished as succeeded, failed or cancelled, not "running"`},
+		{"resolve of what runs", []string{"a"}, "claim; running a; resolve a failed", ErrConflict, "step a is running, not in doubt"},
+		{"resolve of what runs out of reach", []string{"a"}, "claim; running a; unreachable a1; resolve a failed", ErrConflict, `step a is running, not in doubt, and its agent a1 is unreachable: it may be running there still. It can be decided all the same, as success or failed, with --force (API: "force")`},
 		{"insert in a final request", []string{"a"}, "claim; exit a; after a x", ErrConflict, "the request has succeeded already"},
 		{"insert after a cancel", []string{"a"}, "claim; cancel; after a x", ErrConflict, "the request is cancelled, nothing of it starts"},
 		{"insert of a step that exists", []string{"a", "b needs a"}, "claim; before b a", ErrConflict, `there is a step "a" already`},

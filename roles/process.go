@@ -112,6 +112,17 @@ func (s *StepDef) success(code int) bool {
 	return slices.Contains(s.SuccessCodes, code)
 }
 
+// missing lists the outputs of the step of which no value was found.
+func (s *StepDef) missing(found *Outputs) []string {
+	return slices.DeleteFunc(slices.Clone(s.Outputs), func(name string) bool {
+		if found == nil {
+			return false
+		}
+		_, ok := (*found)[name]
+		return ok
+	})
+}
+
 // outputs returns those of the values that the step is to hand on and may, nil for
 // none. An agent is asked for these only, but it is another machine.
 func (s *StepDef) outputs(values Outputs) *Outputs {
@@ -244,7 +255,8 @@ func (d *Duration) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// Size is a number of bytes that is text such as "10MiB" in documents and JSON.
+// Size is a number of bytes that is text such as "10MiB" in documents and JSON. Without
+// a unit it is bytes, as in settings.
 type Size int64
 
 type sizeUnit struct {
@@ -253,7 +265,7 @@ type sizeUnit struct {
 }
 
 func sizeUnits() []sizeUnit {
-	return []sizeUnit{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"", 1}}
+	return []sizeUnit{{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"", 1}, {"B", 1}}
 }
 
 // String returns the size as text, in the largest unit that leaves no rest.
@@ -283,5 +295,5 @@ func (s *Size) UnmarshalText(text []byte) error {
 		*s = Size(n) * u.bytes
 		return nil
 	}
-	return fmt.Errorf("size %s: must be a number of bytes, or like 64KiB, 10MiB or 1GiB", quote(string(text)))
+	return fmt.Errorf("size %s: must be like 64KiB, 10MiB or 1GiB, or a number of bytes", quote(string(text)))
 }

@@ -4,7 +4,7 @@ import "testing"
 
 func TestSize(t *testing.T) {
 	for text, want := range map[string]Size{
-		"1": 1, "1000": 1000, "64KiB": 64 << 10, "1024KiB": 1 << 20, "10MiB": 10 << 20, "3GiB": 3 << 30, "0": 0,
+		"1": 1, "1000": 1000, "64KiB": 64 << 10, "1024KiB": 1 << 20, "10MiB": 10 << 20, "3GiB": 3 << 30, "2TiB": 2 << 40, "512B": 512, "0": 0,
 	} {
 		var s Size
 		if err := s.UnmarshalText([]byte(text)); err != nil || s != want {

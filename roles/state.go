@@ -175,6 +175,9 @@ func (s *Step) spread() bool { return s.Status == StepRunning && s.Expansion != 
 // Expansion lists the agents that a step with for_each runs on, in order.
 type Expansion struct {
 	Agents []string `json:"agents"`
+	// LeftOut are the agents that match and were suspended, the first of them and how
+	// many more; empty if there were none.
+	LeftOut string `json:"left_out,omitempty"`
 }
 
 // Outputs are values by name.

@@ -56,8 +56,11 @@ func runAgent(ctx context.Context, d daemonDeps) error {
 		})
 	})
 	err = g.Wait()
-	if errors.Is(err, context.Canceled) {
+	switch {
+	case errors.Is(err, context.Canceled):
 		return nil
+	case errors.Is(err, agent.ErrDamaged):
+		return usageError("%w", err) // starting again does not help
 	}
 	return err
 }

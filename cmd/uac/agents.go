@@ -216,9 +216,9 @@ func newAgentRemoveCommand(a *app) *cobra.Command {
 		Use:   "remove AGENT",
 		Short: "Forget an agent that is away",
 		Long: `Forget an agent: its labels, its limit and that it was suspended. Refused (exit
-code 6) while it is connected or steps are out at it, unless --force is given: then
-these steps can no longer be seen to end before it comes back, and where they are
-matters only to uac request resolve.
+code 6) while it is connected or steps are out at it, unless --force is given. These
+steps stay as they are: they end when the agent is back and says how, or when an
+operator decides them (uac request resolve --force).
 
 Nothing is revoked. An agent whose certificate is valid is back as soon as it
 connects.`,
@@ -228,7 +228,7 @@ connects.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			warning := "Agent " + args[0] + " is forgotten"
 			if force {
-				warning = "Agent " + args[0] + " is forgotten even if steps run there; they stay running, and nobody can tell how they end"
+				warning = "Agent " + args[0] + " is forgotten even if steps are out there; they stay as they are until it is back or you decide them"
 			}
 			return a.removeWith(cmd.Context(), "agent", args[0], pathOf("agents", args[0]), forced(force, why), warning, yes)
 		},

@@ -55,7 +55,10 @@ in any case: the same command starts it again.
   DIR/env            to source: UAC_SERVER, UAC_TOKEN and UAC_CACERT
   DIR/cluster.json   names, processes, addresses, data and logs of the nodes
   DIR/mount/         the mount that the controllers share
-  DIR/NODE/          uac.yaml, log and data of a node`,
+  DIR/NODE/          uac.yaml, log and data of a node
+
+Only its owner can enter DIR. Steps of an agent a1 that name another user (run_as)
+have to get through to it: chmod 711 DIR DIR/a1 DIR/a1/data, and what is above.`,
 		Example: `  uac dev
   uac dev --dir /tmp/try --detach && . /tmp/try/env && uac node list
   uac dev --dir /tmp/fast --set cluster.silence_timeout=100ms
@@ -85,7 +88,7 @@ in any case: the same command starts it again.
 	fs.SortFlags = false
 	devDirFlag(cmd.PersistentFlags(), &opts.dir)
 	cmd.AddCommand(
-		newDevNodeCommand(a, &opts.dir, "start", "Start one node again", runDevStart),
+		newDevNodeCommand(a, &opts.dir, "start", "Start one node again, and wait until it is up", runDevStart),
 		newDevNodeCommand(a, &opts.dir, "kill", "Kill one node as a power cut would (kill -9)", runDevKill),
 		newDevStatusCommand(a, &opts.dir),
 		newDevStopCommand(a, &opts.dir),
@@ -336,12 +339,16 @@ func newDevNodeCommand(a *app, dir *string, verb, short string, run func(ctx con
 }
 
 func runDevStart(ctx context.Context, a *app, dir, node string) error {
-	var n devNode
+	var n devStarted
 	if err := orderDev(ctx, dir, "/nodes/"+node+"/start", &n); err != nil {
 		return err
 	}
 	return printObject(a, n, func(w io.Writer, _ paint) error {
-		_, err := fmt.Fprintf(w, "started %s (pid %d)\n", n.Name, n.PID)
+		text := fmt.Sprintf("started %s (pid %d)", n.Name, n.PID)
+		if n.WaitsFor != "" {
+			text += "; it waits: " + n.WaitsFor
+		}
+		_, err := fmt.Fprintln(w, text)
 		return err
 	})
 }

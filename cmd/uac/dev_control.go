@@ -54,9 +54,8 @@ func listenDev(ctx context.Context, dir string) (l net.Listener, err error) {
 func (s *devSupervisor) serveOrders(ctx context.Context, l net.Listener, stop func()) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /nodes/{name}/start", func(w http.ResponseWriter, r *http.Request) {
-		name := r.PathValue("name")
-		err := s.startAlive(r.Context(), name)
-		answerOrder(w, err, func() any { n, _ := s.snapshot().node(name); return n })
+		started, err := s.startAlone(r.Context(), r.PathValue("name"))
+		answerOrder(w, err, func() any { return started })
 	})
 	mux.HandleFunc("POST /nodes/{name}/kill", func(w http.ResponseWriter, r *http.Request) {
 		k, err := s.kill(r.PathValue("name"))

@@ -234,38 +234,85 @@ func (s *devSupervisor) wasAsked(p *devProcess) bool {
 	return p.asked
 }
 
-// startAlive starts a node and waits until its process answers. That needs no
-// majority, and finds what is wrong with its settings.
-func (s *devSupervisor) startAlive(ctx context.Context, name string) error {
+// devSettle is for how long a node that was started alone is given to be of use. A
+// member without a majority never is, nor is an agent without a controller.
+const devSettle = 5 * time.Second
+
+// devStarted tells of a node that was started alone.
+type devStarted struct {
+	devNode
+	// WaitsFor is what the node waits for before it is of use, "" if for nothing.
+	WaitsFor string `json:"waits_for,omitempty"`
+}
+
+// startAlone starts a node and waits until it is of use, or for devSettle: that it
+// waits for others is no failure of its own. That it ends is one, which finds what is
+// wrong with its settings and its data.
+func (s *devSupervisor) startAlone(ctx context.Context, name string) (*devStarted, error) {
 	if err := s.start(ctx, name); err != nil {
-		return err
+		return nil, err
 	}
 	p, err := s.run(name)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	node, err := s.snapshot().node(name)
-	if err != nil || node.API == "" {
-		return err
+	if err != nil {
+		return nil, err
 	}
 	client, err := newDevClient(s.cluster)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer client.http.CloseIdleConnections()
-	for {
-		if status, _, err := client.get(ctx, *node, probeLive); err == nil && status == http.StatusOK {
-			return nil
+	for deadline := time.Now().Add(devSettle); ; {
+		why := ""
+		if node.Role == roles.RoleAgent {
+			why = client.unlinked(ctx, s.snapshot(), name)
+		} else {
+			why = client.ready(ctx, *node)
 		}
 		timer := time.NewTimer(devPoll)
+		if why == "" {
+			timer.Reset(0)
+		}
 		select {
 		case <-p.done:
 			timer.Stop()
-			return fail(exitFailed, "%s ended at its start (%s); the end of its log, %s", name, howItEnded(p.err), s.tail(name, 10))
+			return nil, fail(exitFailed, "%s ended at its start (%s); the end of its log, %s", name, howItEnded(p.err), s.tail(name, 10))
 		case <-ctx.Done():
 			timer.Stop()
-			return context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		case <-timer.C:
 		}
+		if why == "" || time.Now().After(deadline) && (node.API == "" || client.lives(ctx, *node)) {
+			return &devStarted{devNode: *node, WaitsFor: why}, nil
+		}
 	}
+}
+
+// lives reports whether the process of a node answers, which needs no majority.
+func (d *devClient) lives(ctx context.Context, n devNode) bool {
+	status, _, err := d.get(ctx, n, probeLive)
+	return err == nil && status == http.StatusOK
+}
+
+// unlinked says why an agent gets no steps, "" if it is connected to a controller.
+func (d *devClient) unlinked(ctx context.Context, c *devCluster, agent string) string {
+	why := "no controller runs"
+	for _, n := range c.withRole(roles.RoleController) {
+		if n.PID == 0 {
+			continue
+		}
+		links, err := d.linked(ctx, n)
+		switch {
+		case err != nil:
+			why = err.Error()
+		case links[agent] > 0:
+			return ""
+		default:
+			return "no controller has a link to it"
+		}
+	}
+	return why
 }

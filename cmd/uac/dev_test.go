@@ -211,6 +211,23 @@ func TestDevDetached(t *testing.T) {
 	if r := uac(t, "dev", "start", "c1", "--dir", dir); r.code != exitConflict {
 		t.Errorf("started twice: %+v", r)
 	}
+	// A node that dies of what is on its disk has not been started.
+	mustUAC(t, "dev", "kill", "a1", "--dir", dir)
+	journal := filepath.Join(c.Nodes[3].DataDir, "agent", "journal")
+	good := mustRead(t, journal)
+	if err := os.WriteFile(journal, []byte("not a journal\n"+good), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := uac(t, "dev", "start", "a1", "--dir", dir); r.code != exitFailed || r.stdout != "" ||
+		!strings.Contains(r.stderr, "a1 ended at its start (exit status 2)") || !strings.Contains(r.stderr, journal+": the journal is damaged at byte 0") ||
+		!strings.Contains(r.stderr, `docs/operations/agents.md, "A damaged journal"`) {
+		t.Errorf("start of an agent with a damaged journal: %+v", r)
+	}
+	if err := os.WriteFile(journal, []byte(good), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mustUAC(t, "dev", "start", "a1", "--dir", dir)
+	again = readCluster(t, dir)
 	// One that dies without being asked is known, too.
 	if err := unix.Kill(again.Nodes[4].PID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -406,7 +423,7 @@ func TestDevUsage(t *testing.T) {
 		{"dev --dir " + dir, exitUsage, "not empty (precious)"},
 		{"dev --dir " + missing + " --set foo", exitUsage, "KEY=VALUE"},
 		{"dev strat c1", exitUsage, "did you mean uac dev start?"},
-		{"dev kill", exitUsage, "accepts 1 arg"},
+		{"dev kill", exitUsage, "uac dev kill: NODE is missing"},
 		{"dev kill c1 --dir " + missing, exitNotFound, "make one with: uac dev --dir"},
 		{"dev status --dir " + missing, exitNotFound, "make one with: uac dev --dir"},
 		{"dev stop --dir " + dir, exitNotFound, "holds no cluster"},

@@ -82,6 +82,24 @@ func codeOf(err error) exitCode {
 	}
 }
 
+// wantsJSON reports whether a command line that could not be read to its end asks for
+// JSON: -o json may stand behind what is wrong.
+func wantsJSON(args []string) bool {
+	for i, arg := range args {
+		switch arg {
+		case "--":
+			return false
+		case "-o", "--output":
+			if i+1 < len(args) && args[i+1] == string(formatJSON) {
+				return true
+			}
+		case "-ojson", "-o=json", "--output=json":
+			return true
+		}
+	}
+	return false
+}
+
 // reportError tells the user what went wrong.
 func (a *app) reportError(err error) {
 	if err == nil {

@@ -72,6 +72,9 @@ func run(ctx context.Context, world env, daemons map[roles.Role]daemon) exitCode
 	if err != nil && !*started {
 		// cobra refused the command line before any verb saw it.
 		err = usageError("%w", err)
+		if a.output == formatTable && wantsJSON(a.args) {
+			a.output = formatJSON
+		}
 	}
 	if errors.Is(err, context.Canceled) {
 		err = fail(exitFailed, "interrupted: %w", err)

@@ -80,13 +80,22 @@ func TestWrongUsage(t *testing.T) {
 		{"confg show", `uac has no command "confg"; did you mean uac config?`},
 		{"config sho", `uac config has no command "sho"; did you mean uac config show?`},
 		{"config", `uac config: which verb? One of check, sample, show`},
-		{"config show extra", `unknown command "extra" for "uac config show"`},
+		{"config show extra", `uac config show: "extra" is one argument too many; usage: uac config show [flags]`},
 		{"config show --roel=agent", `uac config show: unknown flag: --roel; did you mean --role?`},
 		{"config show -z", `uac config show: unknown shorthand flag: 'z' in -z; see uac config show --help`},
 		{"config show --config", `uac config show: flag needs an argument: --config`},
 		{"version -o jsn", `uac version: invalid argument "jsn" for "-o, --output" flag: must be one of table, wide, json, yaml`},
 		{"config show --set lease", `uac config show: invalid argument "lease" for "--set" flag: must be KEY=VALUE`},
-		{"completion", `accepts 1 arg(s), received 0`},
+		{"completion", `uac completion: bash|zsh|fish is missing; usage: uac completion bash|zsh|fish [flags]`},
+		{"agent limit a1", `uac agent limit: STEPS is missing; usage: uac agent limit AGENT STEPS [flags]`},
+		{"agent limit a1 -1", `uac agent limit: -1 is below zero; usage: uac agent limit AGENT STEPS [flags]`},
+		{"agent limit -- a1 -1", `limit "-1": must be a number from 1 to 10000, or 0 for no limit`},
+		{"agent limit a1 many", `limit "many": must be a number from 1 to 10000, or 0 for no limit`},
+		{"event list --limit many", `uac event list: --limit: "many" is not a whole number`},
+		{"event list --limit 99999999999999999999", `uac event list: --limit: "99999999999999999999" is too large or too small`},
+		{"event list --since yesterday", `uac event list: --since: "yesterday" is not a time with a unit, like 90s, 15m or 2h`},
+		{"request list --open=maybe", `uac request list: --open: "maybe" is neither true nor false`},
+		{"node confirm-lost", `uac node confirm-lost: NODE... is missing; usage: uac node confirm-lost NODE... [flags]`},
 		{"completion csh", `no completion for "csh"; there is bash, zsh, fish`},
 		{"help nod", `uac has no command "nod"; did you mean uac node?`},
 		{"help config sho", `uac config has no command "sho"; did you mean uac config show?`},
@@ -158,6 +167,28 @@ func TestEveryVerbHasHelp(t *testing.T) {
 		}
 	}
 	check(newRootCommand(a, nil))
+}
+
+// Whatever is wrong with the command line, and wherever it asks for JSON.
+func TestUsageErrorsAsJSON(t *testing.T) {
+	for _, args := range []string{
+		"event list --limit x -o json", "event list -ojson --nosuch", "node show --output json", "node show a b --output=json",
+		"nod -o json", "event list --since yesterday -o=json",
+	} {
+		got := execute(t, nil, nil, strings.Fields(args)...)
+		var report struct {
+			Error    string
+			ExitCode int `json:"exit_code"`
+		}
+		if err := json.Unmarshal([]byte(got.stderr), &report); err != nil || got.code != exitUsage || report.ExitCode != 2 || report.Error == "" {
+			t.Errorf("%s: %v, %+v", args, err, got)
+		}
+	}
+	for _, args := range []string{"nod -o jsn", "nod -- -o json", "nod -o"} {
+		if got := execute(t, nil, nil, strings.Fields(args)...); !strings.HasPrefix(got.stderr, "error: ") {
+			t.Errorf("%s: %+v", args, got)
+		}
+	}
 }
 
 func TestErrorsAsJSON(t *testing.T) {

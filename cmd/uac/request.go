@@ -195,7 +195,25 @@ func runRequestCommand(ctx context.Context, a *app, opts commandOptions) error {
 	if opts.wait {
 		return a.await(ctx, c, req, opts.ended(before))
 	}
+	if a.output == formatTable || a.output == formatWide {
+		fmt.Fprintln(a.stderr, recorded(opts, req))
+	}
 	return printRequest(a, req, time.Now())
+}
+
+// recorded says what became of a command: it is answered when it is kept, and what is
+// shown of the request may be from before it was obeyed.
+func recorded(opts commandOptions, req api.Request) string {
+	text := opts.verb + " is recorded; "
+	switch {
+	case req.Status.Final():
+		return text + "the request has ended"
+	case req.Owner == "":
+		text += "the next owner of the request obeys it"
+	default:
+		text += req.Owner + " obeys it now"
+	}
+	return text + ", see uac request show " + req.ID
 }
 
 func newRequestCancelCommand(a *app) *cobra.Command {

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -86,6 +87,7 @@ order.`,
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(flagError)
 	root.SetUsageTemplate(root.UsageTemplate() + helpTail)
+	explainArgs(root)
 	root.SetArgs(a.args)
 	root.SetIn(a.stdin)
 	root.SetOut(a.stdout)
@@ -142,11 +144,21 @@ func unknownCommand(cmd *cobra.Command, word string) error {
 	return usageError("%s has no command %q%s", cmd.CommandPath(), word, hint)
 }
 
-// flagError adds a suggestion to an unknown flag.
+// flagError adds a suggestion to an unknown flag, and says what a number or a time
+// looks like.
 func flagError(cmd *cobra.Command, err error) error {
 	var unknown *pflag.NotExistError
 	if !errors.As(err, &unknown) {
+		var bad *pflag.InvalidValueError
+		if errors.As(err, &bad) {
+			if want := wanted(bad); want != "" {
+				return usageError("%s: --%s: %q is %s", cmd.CommandPath(), bad.GetFlag().Name, bad.GetValue(), want)
+			}
+		}
 		return usageError("%s: %w", cmd.CommandPath(), err)
+	}
+	if short := unknown.GetSpecifiedShortnames(); short != "" && short[0] >= '0' && short[0] <= '9' {
+		return usageError("%s: -%s is below zero; usage: %s", cmd.CommandPath(), short, cmd.UseLine())
 	}
 	var names []string
 	cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
@@ -156,6 +168,47 @@ func flagError(cmd *cobra.Command, err error) error {
 		hint = "; did you mean --" + near + "?"
 	}
 	return usageError("%s: %w%s", cmd.CommandPath(), err, hint)
+}
+
+// wanted says in words why a flag does not take a value; "" if its error says that.
+func wanted(bad *pflag.InvalidValueError) string {
+	switch kind := bad.GetFlag().Value.Type(); {
+	case kind == "duration":
+		return "not a time with a unit, like 90s, 15m or 2h"
+	case kind == "bool":
+		return "neither true nor false"
+	case strings.HasPrefix(kind, "int") || strings.HasPrefix(kind, "uint"):
+		if errors.Is(bad, strconv.ErrRange) {
+			return "too large or too small"
+		}
+		return "not a whole number"
+	}
+	return ""
+}
+
+// explainArgs makes every command say which argument is missing or too many.
+func explainArgs(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			err := check(cmd, args)
+			if err == nil {
+				return nil
+			}
+			for n := len(args) - 1; n >= 0; n-- {
+				if check(cmd, args[:n]) == nil {
+					return usageError("%s: %q is one argument too many; usage: %s", cmd.CommandPath(), args[n], cmd.UseLine())
+				}
+			}
+			// The names of arguments come first in a usage.
+			if names := strings.Fields(cmd.Use)[1:]; len(args) < len(names) {
+				return usageError("%s: %s is missing; usage: %s", cmd.CommandPath(), names[len(args)], cmd.UseLine())
+			}
+			return usageError("%s: %w", cmd.CommandPath(), err)
+		}
+	}
+	for _, c := range cmd.Commands() {
+		explainArgs(c)
+	}
 }
 
 // markRuns makes every verb note that it has begun. An error before that is

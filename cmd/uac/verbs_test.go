@@ -231,6 +231,44 @@ func TestRequestListFilters(t *testing.T) {
 	}
 }
 
+// The filters of event list reach the API.
+func TestEventListFilters(t *testing.T) {
+	s := sampleState()
+	now := time.Now().UTC()
+	s.Events = []api.Event{
+		{ID: "E4", Kind: "agent.back", At: now, Subject: "web1"},
+		{ID: "E3", Kind: "agent.unreachable", At: now.Add(-time.Minute), Subject: "web1"},
+		{ID: "E2", Kind: "node.paused", At: now.Add(-2 * time.Hour), Subject: "c2", By: "alice"},
+		{ID: "E1", Kind: "agentcluster.created", At: now.Add(-3 * time.Hour), Subject: "web1", By: "bob"},
+	}
+	c := newCluster(t, s)
+	for _, tt := range []struct{ flags, want string }{
+		{"", "E4 E3 E2 E1"},
+		{"--kind agent", "E4 E3"},
+		{"--kind agent.back", "E4"},
+		{"--kind agent.b", ""},
+		{"--subject web1", "E4 E3 E1"},
+		{"--subject web1 --by bob", "E1"},
+		{"--since 1h", "E4 E3"},
+		{"--since 150m --limit 1 --by alice", "E2"},
+		{"--limit 1", "E4"},
+	} {
+		got := c.run(t, append([]string{"event", "list", "-o", "json"}, strings.Fields(tt.flags)...)...)
+		var ids []string
+		for _, e := range decodeJSON[[]api.Event](t, got.stdout) {
+			ids = append(ids, e.ID)
+		}
+		if s := strings.Join(ids, " "); s != tt.want {
+			t.Errorf("%s: %s, want %s", tt.flags, s, tt.want)
+		}
+	}
+	for _, flags := range []string{"--since yesterday", "--since -1h", "--limit 0", "--limit 10001"} {
+		if got := c.run(t, append([]string{"event", "list"}, strings.Fields(flags)...)...); got.code != exitUsage {
+			t.Errorf("%s: code %d, %s", flags, got.code, got.stderr)
+		}
+	}
+}
+
 func TestMountInit(t *testing.T) {
 	dir := t.TempDir()
 	c := newCluster(t, sampleState())
@@ -346,12 +384,13 @@ func TestChange(t *testing.T) {
 	} {
 		c := newCluster(t, sampleState())
 		got := c.run(t, args...)
-		fmt.Fprintf(&b, "$ uac %s\n%s", strings.Join(args, " "), got.stdout)
+		order := args[0] == "request" // says beside its result what became of it
+		fmt.Fprintf(&b, "$ uac %s\n%s%s", strings.Join(args, " "), got.stderr, got.stdout)
 		for _, call := range c.Calls() {
 			fmt.Fprintf(&b, "-> %s\n", call)
 		}
 		b.WriteString("\n")
-		if got.code != exitDone || got.stderr != "" {
+		if got.code != exitDone || got.stderr != "" != order {
 			t.Errorf("%q: code %d, %s", args, got.code, got.stderr)
 		}
 	}
@@ -378,8 +417,8 @@ func TestFailures(t *testing.T) {
 		{"node remove c1 --yes", exitConflict, "conflict: node c1 is Active, not Offline"},
 		{"node confirm-lost c9 --yes", exitNotFound, `not found: node "c9"`},
 		{"node confirm-lost c2 c2 --yes", exitUsage, "invalid: node c2 is named twice"},
-		{"node list extra", exitUsage, `unknown command "extra" for "uac node list"`},
-		{"node stop", exitUsage, "accepts 1 arg(s), received 0"},
+		{"node list extra", exitUsage, `uac node list: "extra" is one argument too many; usage: uac node list [flags]`},
+		{"node stop", exitUsage, "uac node stop: NODE is missing; usage: uac node stop NODE [flags]"},
 		{"process show nosuch", exitNotFound, `not found: process "nosuch"`},
 		{"process run nosuch", exitNotFound, `not found: process "nosuch"`},
 		{"process run deploy", exitUsage, "the input is not valid\n  process deploy: params.version: is required"},

@@ -110,6 +110,12 @@ func (a *Agent) Ready() <-chan struct{} { return a.ready }
 // damaged, or its journal cannot be written.
 func (a *Agent) Run(ctx context.Context) error {
 	unlock, err := a.open(ctx)
+	if errors.Is(err, ErrDamaged) {
+		return fmt.Errorf("agent: %w; nothing was changed, and steps that run go on. "+
+			"Make sure that none of them runs any more, move %s away as a whole and start again: "+
+			"what was out here is in doubt then, and waits for uac request resolve "+
+			"(docs/operations/agents.md, \"A damaged journal\")", err, a.cfg.DataDir)
+	}
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
@@ -252,7 +258,7 @@ func refuseOrphans(journal, attempts string) error {
 		return err
 	}
 	if len(entries) > 0 {
-		return fmt.Errorf("%s is missing but %s is not empty: restore the journal, or make sure that nothing runs any more and remove both", journal, attempts)
+		return fmt.Errorf("%s: %w: it is missing, but %s is not empty", journal, ErrDamaged, attempts)
 	}
 	return nil
 }

@@ -29,9 +29,10 @@ import (
 // have been torn.
 const journalVersion = 1
 
-// errDamaged is returned when the journal lacks something that was once on disk.
-// Going on without it could run work twice.
-var errDamaged = errors.New("journal is damaged")
+// ErrDamaged is returned by Run when the journal lacks something that was once on disk.
+// Going on without it could run work twice. Only an operator can tell what became of the
+// attempts that it knew.
+var ErrDamaged = errors.New("the journal is damaged")
 
 // journal is the file that keeps the ledger. Appending only queues; one goroutine
 // (run) writes what has been queued meanwhile, and syncs it if somebody waits, so
@@ -150,14 +151,14 @@ func decodeJournal(data []byte) (*decoded, error) {
 			d.id = l.rec.ID
 		}
 		if err := d.ledger.apply(l.rec); err != nil {
-			return nil, fmt.Errorf("%w: line with number %d: %w", errDamaged, l.seq, err)
+			return nil, fmt.Errorf("%w at byte %d: line with number %d: %w", ErrDamaged, offset, l.seq, err)
 		}
 		d.last = l.seq
 		offset += end + 1
 		d.size = int64(offset)
 	}
 	if d.last == 0 {
-		return nil, fmt.Errorf("%w: its first line is not that of a journal", errDamaged)
+		return nil, fmt.Errorf("%w at byte 0: its first line is not that of a journal", ErrDamaged)
 	}
 	return d, nil
 }
@@ -173,8 +174,8 @@ func (d *decoded) torn(rest []byte, offset int) error {
 				continue
 			}
 			if l, ok := parseLine(text[i:]); ok && l.durable > d.last {
-				return fmt.Errorf("%w: number %d, at byte %d, is missing although it was on disk when number %d was written",
-					errDamaged, d.last+1, offset, l.seq)
+				return fmt.Errorf("%w at byte %d: the line with number %d is missing although it was on disk when number %d was written",
+					ErrDamaged, offset, d.last+1, l.seq)
 			}
 		}
 	}

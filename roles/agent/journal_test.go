@@ -308,8 +308,9 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	at := fmt.Sprintf("at byte %d: the line with number 3", len(strings.Join(strings.SplitAfter(text, "\n")[:2], "")))
 	_, _, err := openJournal(path, 1<<20, noMetrics{}, func(Point) {})
-	if !errors.Is(err, errDamaged) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "number 3") {
+	if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), at) {
 		t.Errorf("got %v", err)
 	}
 	if after, err := os.ReadFile(path); err != nil || string(after) != text {

@@ -217,7 +217,7 @@ func TestAttemptsWithoutAJournalAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	err := s.agent([]*testController{s.c}).failed()
-	if err == nil || !strings.Contains(err.Error(), "restore the journal") {
+	if err == nil || !strings.Contains(err.Error(), "it is missing") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -76,7 +76,7 @@ func TestEveryRecordTornOrCorrupt(t *testing.T) {
 			cut("zeros from there", n, zeros)
 			// A later line knows that this one was on disk.
 			later := appendLine(flipped, last+2, last+1, record{Kind: kindFence, Request: "P", Fence: fence{1, 1}})
-			if _, err := decodeJournal(append(bytes.Clone(before), later...)); !errors.Is(err, errDamaged) {
+			if _, err := decodeJournal(append(bytes.Clone(before), later...)); !errors.Is(err, ErrDamaged) {
 				t.Errorf("%s: a flipped bit at %d of what was on disk: %v", k, n, err)
 			}
 		}

@@ -166,8 +166,13 @@ func (c *Controller) ReleaseLock(ctx context.Context, a api.Actor, name string) 
 	return unavailable(c.member.Sync(ctx))
 }
 
+// clockSlack is by how much the clocks of controllers may differ without a list of
+// events since some time lacking any: events in the history are in the order in which
+// they were written, roughly.
+const clockSlack = time.Hour
+
 // ListEvents lists the newest events first.
-func (c *Controller) ListEvents(ctx context.Context, limit int) (api.EventList, error) {
+func (c *Controller) ListEvents(ctx context.Context, f api.EventFilter) (api.EventList, error) {
 	list := api.EventList{Events: []api.Event{}}
 	snap := c.member.View().Snapshot()
 	for kv := range snap.Range(prefixEvents) {
@@ -175,11 +180,13 @@ func (c *Controller) ListEvents(ctx context.Context, limit int) (api.EventList, 
 		if err != nil {
 			return list, err
 		}
-		list.Events = append(list.Events, e)
+		if f.Match(e) {
+			list.Events = append(list.Events, e)
+		}
 	}
 	slices.Reverse(list.Events)
-	if limit > 0 && len(list.Events) >= limit {
-		list.Events = list.Events[:limit]
+	if f.Limit > 0 && len(list.Events) >= f.Limit {
+		list.Events = list.Events[:f.Limit]
 		return list, nil
 	}
 	past, err := registry(snap, prefixPast)
@@ -187,8 +194,10 @@ func (c *Controller) ListEvents(ctx context.Context, limit int) (api.EventList, 
 		return list, err
 	}
 	_, err = c.archive.events(ctx, past, func(e api.Event) bool {
-		list.Events = append(list.Events, e)
-		return limit == 0 || len(list.Events) < limit
+		if f.Match(e) {
+			list.Events = append(list.Events, e)
+		}
+		return (f.Limit == 0 || len(list.Events) < f.Limit) && !e.At.Before(f.From.Add(-clockSlack))
 	})
 	if err != nil {
 		list.Note = fmt.Sprintf("older events are missing here: %v", err)

@@ -86,12 +86,13 @@ func (b *agentBook) noteLink(kv coord.KV, deleted bool) {
 }
 
 // targets returns the agents that a step with for_each runs on, connected or not.
-func (b *agentBook) targets(t *roles.Targets) []string {
-	var found []string
+// leftOut are those that match and are suspended.
+func (b *agentBook) targets(t *roles.Targets) (found, leftOut []string) {
 	for _, sel := range t.Selectors() {
 		found = append(found, b.meant(sel)...)
+		leftOut = append(leftOut, b.suspended(sel)...)
 	}
-	return found
+	return found, leftOut
 }
 
 // linkTo returns the link in use to an agent, nil if there is none.

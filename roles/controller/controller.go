@@ -204,6 +204,7 @@ func (c *Controller) lead(ctx context.Context, t *coord.Term) error {
 	}}, func(coord.Result, error) {})
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.reportLosses(ctx, s, t) })
+	g.Go(func() error { return newAbsences(c, s, t, time.Now).run(ctx) })
 	g.Go(func() error { return newMover(c, s, t).run(ctx) })
 	return g.Wait()
 }

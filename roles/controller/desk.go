@@ -295,7 +295,8 @@ func (d *desk) choose(state roles.State) (_ roles.State, all roles.Change, wants
 			cluster := ""
 			switch eff.Kind {
 			case roles.EffectExpand:
-				ev = roles.Expanded{Step: eff.Step, Agents: d.agents.targets(state.Def(state.Index(eff.Step)).ForEach)}
+				found, leftOut := d.agents.targets(state.Def(state.Index(eff.Step)).ForEach)
+				ev = roles.Expanded{Step: eff.Step, Agents: found, LeftOut: leftOut}
 			case roles.EffectChooseAgent:
 				off, ok := d.agentFor(state, eff)
 				if !ok || len(off.gates) > 0 {

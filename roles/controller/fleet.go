@@ -101,6 +101,20 @@ func (f *fleet) meant(sel roles.Selector) []string {
 	return names
 }
 
+// suspended lists the agents that match a selector and get no new steps: they are
+// suspended, or their membership in the cluster is.
+func (f *fleet) suspended(sel roles.Selector) []string {
+	var names []string
+	cluster, meant := f.clusters[sel.Cluster], f.meant(sel)
+	for name, rec := range f.agents {
+		matches := sel.Cluster != "" && cluster.Has(name, rec.Labels) || sel.Cluster == "" && sel.Matches(name, rec.Labels)
+		if _, taken := slices.BinarySearch(meant, name); matches && !taken {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // clustersOf lists the clusters of which an agent is a member.
 func (f *fleet) clustersOf(rec agentRecord) []string {
 	var names []string

@@ -373,7 +373,7 @@ func (n *node) events(subject string) []string {
 	if err := n.Sync(n.w.t.Context()); err != nil {
 		n.w.t.Fatal(err)
 	}
-	list, err := n.ListEvents(n.w.t.Context(), 0)
+	list, err := n.ListEvents(n.w.t.Context(), api.EventFilter{})
 	if err != nil {
 		n.w.t.Fatal(err)
 	}

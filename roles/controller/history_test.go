@@ -459,7 +459,7 @@ func TestEventsMove(t *testing.T) {
 			tx = coord.Tx{}
 		}
 	}
-	before, err := c1.ListEvents(t.Context(), 0)
+	before, err := c1.ListEvents(t.Context(), api.EventFilter{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -479,7 +479,7 @@ func TestEventsMove(t *testing.T) {
 		return out
 	}
 	for _, limit := range []int{0, 10, 700, 2000} {
-		after, err := c1.ListEvents(t.Context(), limit)
+		after, err := c1.ListEvents(t.Context(), api.EventFilter{Limit: limit})
 		if err != nil || after.Note != "" {
 			t.Fatal(after.Note, err)
 		}
@@ -489,6 +489,27 @@ func TestEventsMove(t *testing.T) {
 		}
 		if diff := cmp.Diff(want, ids(after)); diff != "" {
 			t.Errorf("limit %d: %s", limit, diff)
+		}
+	}
+	// What is asked for is looked for in the history, too, as far back as it may be.
+	oldest := before.Events[len(before.Events)-1]
+	for what, f := range map[string]api.EventFilter{
+		"subject": {Subject: oldest.Subject, Kind: oldest.Kind},
+		"time":    {From: oldest.At, Limit: len(before.Events)},
+		"future":  {From: time.Now().Add(2 * clockSlack)},
+	} {
+		var want []string
+		for _, e := range before.Events {
+			if f.Match(e) {
+				want = append(want, e.ID)
+			}
+		}
+		after, err := c1.ListEvents(t.Context(), f)
+		if err != nil || after.Note != "" {
+			t.Fatal(after.Note, err)
+		}
+		if diff := cmp.Diff(want, ids(after)); diff != "" {
+			t.Errorf("%s: %s", what, diff)
 		}
 	}
 }

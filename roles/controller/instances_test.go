@@ -82,7 +82,7 @@ func TestForEach(t *testing.T) {
 			steps = append(steps, st.Name+" "+string(st.Status)+" "+st.Of)
 		}
 		same(t, "the steps", []string{"each failed ", "each@w1 succeeded each", "each@w2 failed each", "each@w3 succeeded each", "after skipped "}, steps)
-		same(t, "the reason", "failed on w2", stepOf(got, "each").Reason)
+		same(t, "the reason", "failed on w2; not on w4: suspended", stepOf(got, "each").Reason)
 		forget(t)
 	})
 	t.Run("some at a time, with another owner in between", func(t *testing.T) {

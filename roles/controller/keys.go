@@ -22,6 +22,7 @@ const (
 	prefixTokens    = "tokens/"
 	prefixEvents    = "events/"
 	prefixMounts    = "mounts/"
+	prefixAway      = "away/"
 	prefixClusters  = "clusters/"
 	prefixSlots     = "slots/"
 	prefixCollect   = "collect/"

@@ -102,8 +102,10 @@ func (c *Controller) Steer(ctx context.Context, a api.Actor, id string, o api.Or
 	if ev == nil {
 		return fmt.Errorf("%w: order %q", api.ErrInvalid, o.Verb)
 	}
-	if o.Step != "" && state.Index(o.Step) < 0 {
-		return fmt.Errorf("%w: request %s has no step %q", api.ErrNotFound, id, o.Step)
+	for _, step := range []string{o.Step, o.Before, o.After} {
+		if err := knownStep(state, step, step == o.Step); err != nil {
+			return err
+		}
 	}
 	if _, _, err := roles.Next(state, ev, now()); err != nil {
 		return refusedOrder(err)
@@ -119,6 +121,27 @@ func (c *Controller) Steer(ctx context.Context, a api.Actor, id string, o api.Or
 	return c.commit(ctx, s,
 		coord.Put(inboxKey(id, newID()), encode(cmd)),
 		c.audit(a, "request."+cmd.Kind, id, cmd.detail()))
+}
+
+// knownStep refuses the name of a step that a request does not have. Instances may be
+// named or not, also those that there are not yet.
+func knownStep(state roles.State, name string, instances bool) error {
+	if name == "" || state.Index(name) >= 0 {
+		return nil
+	}
+	of, _, instance := strings.Cut(name, "@")
+	if i := state.Index(of); instance && !instances && i >= 0 && state.Def(i).ForEach != nil {
+		return fmt.Errorf("%w: step %s is an instance: name the step that it is of, %s", api.ErrInvalid, name, of)
+	}
+	var names []string
+	for _, st := range state.Steps {
+		names = append(names, st.Name)
+	}
+	hint := ""
+	if near := roles.Nearest(name, names); near != "" {
+		hint = "; did you mean " + near + "?"
+	}
+	return fmt.Errorf("%w: request %s has no step %q%s", api.ErrNotFound, state.Request.ID, name, hint)
 }
 
 // refusedOrder is the engine's refusal in the words of the API, once.

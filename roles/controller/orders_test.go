@@ -75,6 +75,8 @@ func TestOrders(t *testing.T) {
 	t.Run("hold and release a step", func(t *testing.T) {
 		a, id, one := begin(t)
 		steer(t, id, api.Order{Verb: "hold", Step: "two"})
+		a.quiet(c1)
+		same(t, "the reason before its turn", "to be held by op: because", reason(t, id, "two"))
 		ends(a, one, 0)
 		a.quiet(c1)
 		c1.awaitStep(id, "two", roles.StepHeld)
@@ -187,4 +189,30 @@ func TestOrders(t *testing.T) {
 		}
 		a.quiet(c1)
 	})
+}
+
+// An order that names a step that there is not says so, or which one is meant.
+func TestOrdersNameSteps(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	c1 := w.node("c1")
+	w.agent(c1, "a1", nil)
+	each := roles.StepDef{Name: "each", Needs: []string{"one"}, On: roles.OnSuccess, ForEach: &roles.Targets{Names: []string{"a1"}}, Run: "true"}
+	c1.apply(process("p", step("one", "a1"), each))
+	id := c1.accept("p").ID
+	def := step("new", "a1")
+	for _, tt := range []struct {
+		order api.Order
+		want  error
+		text  string
+	}{
+		{api.Order{Verb: "hold", Step: "ones"}, api.ErrNotFound, "did you mean one?"},
+		{api.Order{Verb: "insert", After: "nosuch", Definition: &def}, api.ErrNotFound, `has no step "nosuch"`},
+		{api.Order{Verb: "insert", Before: "eac", Definition: &def}, api.ErrNotFound, "did you mean each?"},
+		{api.Order{Verb: "insert", After: "each@a1", Definition: &def}, api.ErrInvalid, "step each@a1 is an instance: name the step that it is of, each"},
+		{api.Order{Verb: "insert", After: "one@a1", Definition: &def}, api.ErrNotFound, `has no step "one@a1"`},
+	} {
+		if err := c1.Steer(t.Context(), operator, id, tt.order); !isErr(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
+			t.Errorf("%+v: %v; want %v: %s", tt.order, err, tt.want, tt.text)
+		}
+	}
 }

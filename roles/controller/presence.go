@@ -164,17 +164,10 @@ func linksTo(snap coord.Snapshot, agent string) []string {
 // lastSeen is when somebody last held a link to an agent that nobody holds one to
 // now, by the clock of whoever wrote it down; the zero time if nobody did.
 func lastSeen(snap coord.Snapshot, agent string) time.Time {
-	var last coord.KV // the newest: stamps of several clocks do not compare
-	for kv := range snap.Range(prefixLinks + agent + "/") {
-		if kv.Mod > last.Mod {
-			last = kv
-		}
-	}
-	l, err := decode[linkRecord](last)
-	if err != nil {
+	l, controller, ok := newestLink(snap, agent)
+	if !ok {
 		return time.Time{}
 	}
-	_, controller := requestOf(last.Key, prefixLinks)
 	if l.Until == "" { // the controller did not live to see the end
 		for _, loss := range coord.Losses(snap) {
 			if loss.Node == controller && loss.Epoch == l.Epoch {
@@ -184,6 +177,23 @@ func lastSeen(snap coord.Snapshot, agent string) time.Time {
 	}
 	at, _ := time.Parse(time.RFC3339, string(cmp.Or(l.Until, l.Since)))
 	return at
+}
+
+// newestLink returns the link to an agent that was written down last, and who holds or
+// held it: stamps of several clocks do not compare. ok is false if there was none.
+func newestLink(snap coord.Snapshot, agent string) (l linkRecord, controller string, ok bool) {
+	var last coord.KV
+	for kv := range snap.Range(prefixLinks + agent + "/") {
+		if kv.Mod > last.Mod {
+			last = kv
+		}
+	}
+	l, err := decode[linkRecord](last)
+	if err != nil {
+		return l, "", false
+	}
+	_, controller = requestOf(last.Key, prefixLinks)
+	return l, controller, true
 }
 
 // ListAgents lists all enrolled agents.

@@ -324,8 +324,10 @@ func (c *Controller) view(snap coord.Snapshot, state roles.State, claim claimRec
 		}
 		def := state.Def(i)
 		switch ready := st.Status == roles.StepReady && !st.BackingOff && !v.Status.Final(); {
-		case st.Hold != nil && st.Status == roles.StepHeld:
+		case st.Hold != nil && (st.Status == roles.StepHeld || st.Expansion != nil && !st.Status.Final()):
 			r.Steps[i].Reason = said("held", st.Hold)
+		case st.Hold != nil && !st.Status.Final(): // its turn has not come
+			r.Steps[i].Reason = said("to be held", st.Hold)
 		case st.Skipped():
 			r.Steps[i].Reason = said("skipped", &roles.Order{By: st.Decision.By, Why: st.Decision.Why})
 		case st.Decision != nil && st.Status.Final() && (st.Decision.As == roles.VerdictSuccess || st.Decision.As == roles.VerdictFailed):
@@ -342,6 +344,9 @@ func (c *Controller) view(snap coord.Snapshot, state roles.State, claim claimRec
 			r.Steps[i].Reason = "stopped after its timeout of " + time.Duration(def.Timeout).String()
 		case ready && def.ForEach == nil:
 			r.Steps[i].Reason = c.waits(snap, fleet(), state, i)
+		}
+		if x := st.Expansion; x != nil && x.LeftOut != "" {
+			r.Steps[i].Reason = strings.TrimPrefix(r.Steps[i].Reason+"; not on "+x.LeftOut+": suspended", "; ")
 		}
 	}
 	return r

@@ -36,9 +36,17 @@ func (s *Server) adminRoutes(d *definer) {
 		})
 	define(d, route{pattern: "GET /v1/events", id: "listEvents", summary: "List events, newest first"},
 		func(ctx context.Context, in *struct {
-			Limit int `query:"limit" default:"100" minimum:"1" maximum:"10000" doc:"At most so many"`
+			Kind    string `query:"kind" doc:"Only those of this kind, such as agent.back; agent means all of agent.*"`
+			Subject string `query:"subject" doc:"Only those about this"`
+			By      string `query:"by" doc:"Only what this token did"`
+			From    string `query:"from" format:"date-time" doc:"Only those at this time or later"`
+			Limit   int    `query:"limit" default:"100" minimum:"1" maximum:"10000" doc:"At most so many"`
 		}) (*eventList, error) {
-			list, err := s.backend.ListEvents(ctx, in.Limit)
+			f := EventFilter{Kind: in.Kind, Subject: in.Subject, By: in.By, Limit: in.Limit}
+			if err := readTime("from", in.From, &f.From); err != nil {
+				return nil, err
+			}
+			list, err := s.backend.ListEvents(ctx, f)
 			if err != nil {
 				return nil, err
 			}

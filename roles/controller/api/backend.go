@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"io"
+	"strings"
 	"time"
 
 	"uac/roles"
@@ -170,6 +171,26 @@ type Order struct {
 	Before, After string
 	// Definition of a step, for insert and change.
 	Definition *roles.StepDef
+}
+
+// EventFilter narrows a list. Zero values do not narrow.
+type EventFilter struct {
+	// Kind is a kind, or what stands before its first dot: agent means all of agent.*.
+	Kind    string
+	Subject string
+	By      string
+	// From is the earliest time, by the clocks of the nodes that wrote the events.
+	From  time.Time
+	Limit int
+}
+
+// Match reports whether an event is wanted.
+func (f EventFilter) Match(e Event) bool {
+	group, _, _ := strings.Cut(e.Kind, ".")
+	return (f.Kind == "" || f.Kind == e.Kind || f.Kind == group) &&
+		(f.Subject == "" || f.Subject == e.Subject) &&
+		(f.By == "" || f.By == e.By) &&
+		!e.At.Before(f.From)
 }
 
 // RequestFilter narrows a list. Zero values do not narrow.
@@ -386,7 +407,7 @@ type Admin interface {
 	CreateToken(ctx context.Context, a Actor, spec TokenSpec) (string, Token, error)
 	DeleteToken(ctx context.Context, a Actor, id string) error
 	// ListEvents returns the newest events first, also from the history.
-	ListEvents(ctx context.Context, limit int) (EventList, error)
+	ListEvents(ctx context.Context, f EventFilter) (EventList, error)
 }
 
 // Access is what authentication and consistent reads need.

@@ -106,12 +106,8 @@ func (s *Server) listRequests(ctx context.Context, in *struct {
 		name, text string
 		at         *time.Time
 	}{{"from", in.From, &f.From}, {"to", in.To, &f.To}} {
-		if t.text == "" {
-			continue
-		}
-		var err error
-		if *t.at, err = time.Parse(time.RFC3339, t.text); err != nil {
-			return nil, fmt.Errorf("%w: %s: %q is not a time like 2026-01-31T15:04:05Z", ErrInvalid, t.name, t.text)
+		if err := readTime(t.name, t.text, t.at); err != nil {
+			return nil, err
 		}
 	}
 	list, err := s.backend.ListRequests(ctx, f)
@@ -123,6 +119,17 @@ func (s *Server) listRequests(ctx context.Context, in *struct {
 		out.Body = []Request{}
 	}
 	return out, nil
+}
+
+// readTime reads a time of a query, which may be left out.
+func readTime(name, text string, at *time.Time) (err error) {
+	if text == "" {
+		return nil
+	}
+	if *at, err = time.Parse(time.RFC3339, text); err != nil {
+		return fmt.Errorf("%w: %s: %q is not a time like 2026-01-31T15:04:05Z", ErrInvalid, name, text)
+	}
+	return nil
 }
 
 // oneLine makes of a text what a header can hold.

@@ -648,9 +648,10 @@ func (b *Backend) DeleteToken(_ context.Context, a api.Actor, id string) error {
 }
 
 // ListEvents implements api.Admin.
-func (b *Backend) ListEvents(_ context.Context, limit int) (out api.EventList, err error) {
+func (b *Backend) ListEvents(_ context.Context, f api.EventFilter) (out api.EventList, err error) {
 	err = b.read("ListEvents", func(s *State) error {
-		out = api.EventList{Events: slices.Clone(s.Events[:min(limit, len(s.Events))]), Note: s.Note}
+		found := slices.DeleteFunc(slices.Clone(s.Events), func(e api.Event) bool { return !f.Match(e) })
+		out = api.EventList{Events: found[:min(f.Limit, len(found))], Note: s.Note}
 		return nil
 	})
 	return out, err
