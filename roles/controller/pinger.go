@@ -22,7 +22,7 @@ type pinger struct {
 	quiet    int           // pings since something else went over the link
 }
 
-func newPinger(interval time.Duration) *pinger { return &pinger{interval: interval, wait: interval} }
+func newPinger(interval time.Duration) pinger { return pinger{interval: interval, wait: interval} }
 
 // stir takes in that something else was sent, and reports whether the next ping is due
 // sooner because of that.
