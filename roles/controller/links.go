@@ -214,7 +214,7 @@ func (s *linkServer) open(ctx context.Context, drop context.CancelCauseFunc, str
 	s.log.Debug("link up", "agent", l.agent, "link", hello.GetLink().GetNumber())
 	out.start()
 	l.mu.Lock()
-	l.timer = time.AfterFunc(l.pings.wait, func() { s.ping(l, out) })
+	l.timer = time.AfterFunc(s.c.untilPing(l), func() { s.ping(l, out) })
 	l.mu.Unlock()
 	go s.receive(l, stream) // ends with the stream, which ends when Connect returns
 	return l, nil
@@ -252,6 +252,11 @@ func (s *linkServer) receive(l *link, stream grpc.BidiStreamingServer[wire.Agent
 	}
 }
 
+// untilPing is how long it is until the next ping of a link is due.
+func (c *Controller) untilPing(l *link) time.Duration {
+	return onBeat(l.pings.wait, time.Since(c.started))
+}
+
 // send sends one message.
 func (s *linkServer) send(l *link, stream grpc.BidiStreamingServer[wire.AgentMessage, wire.ControllerMessage], m *wire.ControllerMessage) error {
 	before, after := pointsOf(m)
@@ -261,17 +266,17 @@ func (s *linkServer) send(l *link, stream grpc.BidiStreamingServer[wire.AgentMes
 	}
 	s.c.deps.Point(after)
 	if p := m.GetPing(); p == nil || p.GetNumber() > askedPings {
-		l.stir()
+		s.stir(l)
 	}
 	return nil
 }
 
 // stir brings the next ping forward after something else was sent.
-func (l *link) stir() {
+func (s *linkServer) stir(l *link) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.pings.stir() && l.timer != nil {
-		l.timer.Reset(l.pings.wait)
+		l.timer.Reset(s.c.untilPing(l))
 	}
 }
 
@@ -291,7 +296,7 @@ func (s *linkServer) ping(l *link, out *sender) {
 		l.drop(status.Errorf(codes.Aborted, "agent %s did not answer the last pings", l.agent))
 		return
 	}
-	l.timer.Reset(l.pings.wait)
+	l.timer.Reset(s.c.untilPing(l))
 	out.put(&wire.ControllerMessage{Body: &wire.ControllerMessage_Ping{Ping: &wire.Ping{
 		Number: l.pings.number, Trusted: s.c.trusted(), Heard: heard, NextNanos: int64(l.pings.wait),
 	}}})
