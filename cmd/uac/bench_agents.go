@@ -309,9 +309,15 @@ func playLinks(ctx context.Context, a *app, dir, server string, agents int, in i
 					close(all)
 				}
 			})
+			slots <- struct{}{}
+			tc, err := tlsOf(name) // signs a certificate: once, or a lost link would cost the machine as much as all handshakes
+			<-slots
+			if err != nil {
+				return err
+			}
 			for number := uint64(1); gctx.Err() == nil; number++ {
 				slots <- struct{}{}
-				stream, conn, err := openLink(gctx, tlsOf, name, server, number)
+				stream, conn, err := openLink(gctx, tc, name, server, number)
 				<-slots
 				if err == nil {
 					first()
@@ -358,11 +364,7 @@ func answerPings(stream linkStream) error {
 	}
 }
 
-func openLink(ctx context.Context, tlsOf func(string) (*tls.Config, error), name, server string, number uint64) (linkStream, io.Closer, error) {
-	tc, err := tlsOf(name)
-	if err != nil {
-		return nil, nil, err
-	}
+func openLink(ctx context.Context, tc *tls.Config, name, server string, number uint64) (linkStream, io.Closer, error) {
 	conn, err := wire.NewClient(wire.ClassLink, server, tc, wire.Options{})
 	if err != nil {
 		return nil, nil, err

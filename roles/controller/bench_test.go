@@ -69,7 +69,7 @@ func (a *agent) playEnds(stop <-chan struct{}) {
 		select {
 		case <-stop:
 			return
-		case m := <-a.link.out:
+		case m := <-a.link.sent():
 			if s := m.GetStart(); s != nil {
 				a.fences[s.GetRequest()] = s.GetFence()
 				a.running(s)

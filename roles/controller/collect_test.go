@@ -155,7 +155,7 @@ func (s *speaker) serve() {
 			select {
 			case <-l.ctx.Done():
 				return
-			case m := <-l.out:
+			case m := <-l.sent():
 				switch q := m.GetReadOutput(); {
 				case q != nil:
 					for _, c := range s.answer(q) {

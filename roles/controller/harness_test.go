@@ -500,10 +500,24 @@ func (a *agent) newLink() *link {
 			Journal: &wire.Journal{Id: a.journal.GetId(), Counter: a.journal.GetCounter()},
 			Link:    &wire.LinkID{Number: number, Nonce: 1000 + number},
 		},
-		out:   make(chan *wire.ControllerMessage, linkQueue),
-		reads: map[uint64]chan *wire.OutputChunk{},
+		out: make(tray, linkQueue),
 	}
 }
+
+// tray is the outbox of an agent that a test plays.
+type tray chan *wire.ControllerMessage
+
+func (t tray) put(m *wire.ControllerMessage) bool {
+	select {
+	case t <- m:
+		return true
+	default:
+		return false
+	}
+}
+
+// sent is what was sent over a link and nobody has taken.
+func (l *link) sent() tray { return l.out.(tray) }
 
 // connect opens a link to a controller; the one before, if any, ends.
 func (a *agent) connect(n *node) {
@@ -531,7 +545,7 @@ func (a *agent) disconnect() {
 func (a *agent) next() *wire.ControllerMessage {
 	a.t.Helper()
 	select {
-	case m := <-a.link.out:
+	case m := <-a.link.sent():
 		if !a.link.hello.GetLink().Same(m.GetLink()) {
 			a.t.Errorf("%s got a message for another link: %v", a.name, m)
 		}
@@ -552,7 +566,7 @@ func (a *agent) quiet(owner *node) {
 	a.t.Helper()
 	owner.settle()
 	select {
-	case m := <-a.link.out:
+	case m := <-a.link.sent():
 		a.t.Errorf("%s was sent %v", a.name, m)
 	default:
 	}

@@ -43,7 +43,7 @@ func TestForEach(t *testing.T) {
 		found := map[string]*wire.Start{}
 		for name, a := range agents {
 			select {
-			case m := <-a.link.out:
+			case m := <-a.link.sent():
 				s := m.GetStart()
 				if s == nil || s.GetStep() != "each@"+name {
 					t.Fatalf("%s was sent %v", name, m)
@@ -64,8 +64,8 @@ func TestForEach(t *testing.T) {
 		t.Helper()
 		c1.settle()
 		for _, a := range agents {
-			for len(a.link.out) > 0 {
-				<-a.link.out
+			for len(a.link.sent()) > 0 {
+				<-a.link.sent()
 			}
 		}
 	}

@@ -222,7 +222,7 @@ func (a *agent) play() (stop func()) {
 		defer close(ended)
 		for {
 			select {
-			case m := <-link.out:
+			case m := <-link.sent():
 				if s := m.GetStart(); s != nil {
 					a.fences[s.GetRequest()] = s.GetFence()
 					a.running(s)

@@ -318,7 +318,7 @@ func TestReadOutput(t *testing.T) {
 		asked := make(chan *wire.ReadOutput, 1)
 		link := a.link
 		go func() {
-			m := <-link.out
+			m := <-link.sent()
 			for _, c := range chunks {
 				c.Id = m.GetReadOutput().GetId()
 				c1.fromAgent(link, &wire.AgentMessage{Body: &wire.AgentMessage_Output{Output: c}})
@@ -391,5 +391,39 @@ func TestStoppedAttemptsAreReportedAsSuch(t *testing.T) {
 		if got.Killed != want.Killed || got.TimedOut != want.TimedOut {
 			t.Errorf("%v: %+v", stopped, got)
 		}
+	}
+}
+
+// TestPings: a link is pinged, says when the next ping follows, and ends when nobody
+// answers.
+func TestPings(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	c1 := w.node("c1")
+	p := c1.listen()
+	s, m, err := hello(t, p.client(p.store(pki.Agent, "a1")), first(helloOf("a1", 1)))
+	if err != nil || m.GetWelcome() == nil {
+		t.Fatalf("got %v, %v; want to be welcome", m, err)
+	}
+	answer := func(number uint64) {
+		if err := s.Send(&wire.AgentMessage{Body: &wire.AgentMessage_Pong{Pong: &wire.Pong{Number: number}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for number := uint64(1); ; number++ {
+		if m, err = s.Recv(); err != nil {
+			break
+		}
+		if got := m.GetPing(); got.GetNumber() != number || got.GetNextNanos() != int64(c1.cfg.PingInterval) {
+			t.Fatalf("ping %d is %v", number, m)
+		}
+		if number <= 2 {
+			answer(number)
+		}
+		if number > 2+lostPings {
+			t.Fatal("a link goes on without answers")
+		}
+	}
+	if status.Code(err) != codes.Aborted {
+		t.Errorf("the link ended with %v, want aborted", err)
 	}
 }

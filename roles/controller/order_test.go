@@ -73,7 +73,7 @@ func TestNothingIsSaidBeforeItIsStored(t *testing.T) {
 	<-g.seen
 	c1.on(func(d *desk) { d.perform(d.owned[r.ID]) }) // as when a link comes up
 	select {
-	case m := <-a.link.out:
+	case m := <-a.link.sent():
 		t.Errorf("before it was stored, %v was sent", m)
 	default:
 	}

@@ -30,6 +30,9 @@ func (l *link) read(ctx context.Context, req *wire.ReadOutput, f func(*wire.Outp
 	l.mu.Lock()
 	l.nextID++
 	id := l.nextID
+	if l.reads == nil {
+		l.reads = map[uint64]chan *wire.OutputChunk{}
+	}
 	l.reads[id] = ch
 	l.mu.Unlock()
 	defer func() {

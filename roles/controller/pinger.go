@@ -12,7 +12,19 @@ const (
 	// lostPings is how many pings in a row may be without an answer. An agent leaves a
 	// link as soon, counted by its side.
 	lostPings = 3
+	// pingBeat is a grid on which pings are due, of all links: a process that wakes up
+	// for a hundred of them takes less than one that wakes up a hundred times.
+	pingBeat = 100 * time.Millisecond
 )
+
+// onBeat makes a wait that much shorter that it ends on the grid, since whose beginning
+// so much time has passed.
+func onBeat(wait, passed time.Duration) time.Duration {
+	if wait <= pingBeat {
+		return wait
+	}
+	return wait - (passed+wait)%pingBeat
+}
 
 // pinger says when a link is pinged. It is pure: the link tells it what happens.
 type pinger struct {
@@ -22,7 +34,7 @@ type pinger struct {
 	quiet    int           // pings since something else went over the link
 }
 
-func newPinger(interval time.Duration) *pinger { return &pinger{interval: interval, wait: interval} }
+func newPinger(interval time.Duration) pinger { return pinger{interval: interval, wait: interval} }
 
 // stir takes in that something else was sent, and reports whether the next ping is due
 // sooner because of that.

@@ -56,3 +56,16 @@ func TestPingerGivesUpWhoNeverAnswers(t *testing.T) {
 		t.Error("a link goes on without any answer")
 	}
 }
+
+func TestPingsAreDueTogether(t *testing.T) {
+	for _, tt := range []struct{ wait, passed, want time.Duration }{
+		{time.Second, 0, time.Second},
+		{time.Second, 30 * time.Millisecond, 970 * time.Millisecond},
+		{15 * time.Second, 99 * time.Millisecond, 14901 * time.Millisecond},
+		{pingBeat, 30 * time.Millisecond, pingBeat}, // never at once
+	} {
+		if got := onBeat(tt.wait, tt.passed); got != tt.want {
+			t.Errorf("wait %v after %v: %v, want %v", tt.wait, tt.passed, got, tt.want)
+		}
+	}
+}

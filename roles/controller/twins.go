@@ -60,18 +60,18 @@ func (l *link) answers(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, twinPatience)
 	defer cancel()
 	l.mu.Lock()
-	l.nextPing++
-	number := askedPings + l.nextPing
+	l.nextAsked++
+	number := askedPings + l.nextAsked
 	pong := make(chan struct{})
-	if l.pings == nil {
-		l.pings = map[uint64]chan struct{}{}
+	if l.asked == nil {
+		l.asked = map[uint64]chan struct{}{}
 	}
-	l.pings[number] = pong
+	l.asked[number] = pong
 	l.mu.Unlock()
 	defer func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		delete(l.pings, number)
+		delete(l.asked, number)
 	}()
 	if !l.send(&wire.ControllerMessage{Body: &wire.ControllerMessage_Ping{Ping: &wire.Ping{Number: number}}}) {
 		return false
@@ -96,9 +96,9 @@ func (l *link) pong(number uint64) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if pong := l.pings[number]; pong != nil {
+	if pong := l.asked[number]; pong != nil {
 		close(pong)
-		delete(l.pings, number)
+		delete(l.asked, number)
 	}
 }
 
