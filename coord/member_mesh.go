@@ -59,7 +59,7 @@ func (m *Member) newMesh() *mesh {
 			},
 			HelloChanged: func() { signal(m.hellos) },
 		},
-	}, &meshFacts{m: m, runs: map[string]heldBy{}})
+	}, meshFacts{m})
 }
 
 // tellMesh tells the mesh what the view shows that matters to it.
@@ -282,27 +282,17 @@ func (m *Member) noteStart() error {
 }
 
 // meshFacts answers what the mesh asks of the member.
-type meshFacts struct {
-	m *Member
-	// runs is by node what SessionOf decoded last. The mesh's lock guards it.
-	runs map[string]heldBy
-}
+type meshFacts struct{ m *Member }
 
-// heldBy is the process that holds the session of that epoch.
-type heldBy struct {
-	epoch int64
-	run   string
-}
+func (f meshFacts) Run() string { return f.m.run }
 
-func (f *meshFacts) Run() string { return f.m.run }
-
-func (f *meshFacts) Origin() origin {
+func (f meshFacts) Origin() origin {
 	f.m.mu.Lock()
 	defer f.m.mu.Unlock()
 	return f.m.origin.origin
 }
 
-func (f *meshFacts) Generation() int64 {
+func (f meshFacts) Generation() int64 {
 	f.m.mu.Lock()
 	defer f.m.mu.Unlock()
 	if !f.m.origin.HasData {
@@ -311,7 +301,7 @@ func (f *meshFacts) Generation() int64 {
 	return f.m.generation.N
 }
 
-func (f *meshFacts) SessionEpoch() int64 {
+func (f meshFacts) SessionEpoch() int64 {
 	f.m.mu.Lock()
 	defer f.m.mu.Unlock()
 	if f.m.session == nil {
@@ -320,35 +310,31 @@ func (f *meshFacts) SessionEpoch() int64 {
 	return f.m.session.epoch
 }
 
-func (f *meshFacts) SessionOf(node string) (epoch int64, run string) {
+func (f meshFacts) SessionOf(node string) (epoch int64, run string) {
 	kv, ok := f.m.view.Get(sessionKey(node))
 	if !ok {
 		return 0, ""
 	}
-	held, ok := f.runs[node]
-	if !ok || held.epoch != kv.Mod { // each pulse asks
-		held = heldBy{epoch: kv.Mod}
-		if rec, err := decode[SessionRecord](kv); err == nil {
-			held.run = rec.Run
-		}
-		f.runs[node] = held
+	rec, err := Decoded[SessionRecord](kv) // each pulse asks
+	if err != nil {
+		return kv.Mod, ""
 	}
-	return held.epoch, held.run
+	return kv.Mod, rec.Run
 }
 
-func (f *meshFacts) LastWrite() time.Time {
+func (f meshFacts) LastWrite() time.Time {
 	f.m.mu.Lock()
 	defer f.m.mu.Unlock()
 	return f.m.lastWrite
 }
 
-func (f *meshFacts) WritesSince() time.Time {
+func (f meshFacts) WritesSince() time.Time {
 	f.m.mu.Lock()
 	defer f.m.mu.Unlock()
 	return f.m.writesSince
 }
 
-func (f *meshFacts) Voters() []string { return f.m.Voters() }
+func (f meshFacts) Voters() []string { return f.m.Voters() }
 
 // Maintenance is announced by nothing yet: compaction does not stall writes.
-func (f *meshFacts) Maintenance() bool { return false }
+func (f meshFacts) Maintenance() bool { return false }
