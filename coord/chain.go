@@ -144,6 +144,8 @@ type chain struct {
 	queue  []item
 	closed error
 	wake   chan struct{}
+	// others is signalled when other members have made empty batches.
+	others chan struct{}
 
 	// Only the goroutine of run uses the fields below.
 	rev int64 // ModRevision of the chain key
@@ -200,7 +202,7 @@ func (it *item) check() error {
 // with the reason.
 func (c *chain) run(ctx context.Context) (err error) {
 	defer func() { c.close(over(err)) }()
-	idle := time.NewTimer(c.idle)
+	idle, last := time.NewTimer(c.idle), time.Now()
 	defer idle.Stop()
 	for {
 		batch, waiting := c.take()
@@ -216,6 +218,12 @@ func (c *chain) run(ctx context.Context) (err error) {
 				continue
 			case <-again:
 				continue
+			case <-c.others:
+				// All members come to make their empty batches together: what wakes one up
+				// wakes up all.
+				if time.Since(last) < c.idle/2 {
+					continue
+				}
 			case <-idle.C:
 				// An empty batch needs no trust: it only proves that we can write.
 			case <-ctx.Done():
@@ -226,6 +234,7 @@ func (c *chain) run(ctx context.Context) (err error) {
 			return err
 		}
 		idle.Reset(c.idle)
+		last = time.Now()
 	}
 }
 

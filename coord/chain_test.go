@@ -10,9 +10,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"pgregory.net/rapid"
@@ -121,6 +123,7 @@ func newTestChain(t *testing.T, e *etcd, node string) *testChain {
 			return c.distrust
 		},
 		idle: time.Hour, wrote: func(time.Time) {}, point: func(Point) {}, wake: make(chan struct{}, 1),
+		others: make(chan struct{}, 1),
 	}
 	return c
 }
@@ -210,6 +213,67 @@ func lost(one call) (*clientv3.TxnResponse, error) {
 		return nil, err
 	}
 	return nil, context.DeadlineExceeded
+}
+
+// A chain makes an empty batch when its own pause is over, or when others make
+// theirs and half of it is over: all members wake up at the same moments.
+func TestEmptyBatchesTogether(t *testing.T) {
+	t.Parallel()
+	e := startTestEtcd(t)
+	for _, tc := range []struct {
+		name   string
+		others time.Duration // when others have made theirs, 0 for never
+		want   time.Duration // when this chain makes its first
+	}{
+		{"alone", 0, 900 * time.Millisecond},
+		{"too early", 449 * time.Millisecond, 900 * time.Millisecond},
+		{"together", 450 * time.Millisecond, 450 * time.Millisecond},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := newTestChain(t, e, strings.ReplaceAll(tc.name, " ", "_"))
+			c.set(func(call) (*clientv3.TxnResponse, error) { // at once
+				return &clientv3.TxnResponse{Header: &etcdserverpb.ResponseHeader{Revision: 1}, Succeeded: true}, nil
+			})
+			synctest.Test(t, func(t *testing.T) {
+				ctx, end := context.WithCancel(t.Context())
+				defer synctest.Wait()
+				defer end()
+				wrote := make(chan time.Time, 1)
+				c.wrote = func(at time.Time) { wrote <- at }
+				c.idle, c.wake, c.others = 900*time.Millisecond, make(chan struct{}, 1), make(chan struct{}, 1)
+				began := time.Now()
+				go c.run(ctx) //nolint:errcheck // it ends with the test
+				if tc.others != 0 {
+					time.Sleep(tc.others)
+					signal(c.others)
+				}
+				if got := (<-wrote).Sub(began); got != tc.want {
+					t.Errorf("empty batch after %v, want %v", got, tc.want)
+				}
+			})
+		})
+	}
+}
+
+func TestOnlyBatches(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		keys []string
+		want bool
+	}{
+		{[]string{"commit/c1"}, true},
+		{[]string{"commit/c1", "commit/w1"}, true},
+		{[]string{"commit/c1", "requests/x"}, false},
+		{[]string{"sessions/c1", "commit/c1"}, false},
+	} {
+		var b Batch
+		for _, k := range tc.keys {
+			b.Changes = append(b.Changes, Change{KV: KV{Key: k}})
+		}
+		if got := onlyBatches(b); got != tc.want {
+			t.Errorf("%q: %v", tc.keys, got)
+		}
+	}
 }
 
 func TestChain(t *testing.T) {

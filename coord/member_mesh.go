@@ -315,7 +315,7 @@ func (f meshFacts) SessionOf(node string) (epoch int64, run string) {
 	if !ok {
 		return 0, ""
 	}
-	rec, err := decode[SessionRecord](kv)
+	rec, err := Decoded[SessionRecord](kv) // each pulse asks
 	if err != nil {
 		return kv.Mod, ""
 	}

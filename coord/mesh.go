@@ -121,6 +121,9 @@ type mesh struct {
 	// nextPulse is when pulses are due, timer is set to when anything is.
 	nextPulse time.Time
 	timer     *time.Timer
+	// standingNow is what standing answers until the lock is taken again, nil if it
+	// was not asked yet.
+	standingNow *standing
 	// calls are the events that unlock delivers.
 	calls []func()
 }
@@ -192,6 +195,7 @@ func (m *mesh) lock() (now time.Time) {
 	m.mu.Lock()
 	now = time.Now()
 	m.watcher.at(now)
+	m.standingNow = nil
 	return now
 }
 
@@ -210,11 +214,17 @@ func (m *mesh) unlock() {
 func (m *mesh) Check() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.standingNow = nil
 	return m.trust.check(time.Now(), m.standing())
 }
 
+// standing of this member, as it was when it was first asked for under this lock:
+// one message asks several times, and each time all voters are listed.
 func (m *mesh) standing() standing {
-	return standing{epoch: m.facts.SessionEpoch(), wrote: m.facts.LastWrite(), voters: m.facts.Voters()}
+	if m.standingNow == nil {
+		m.standingNow = &standing{epoch: m.facts.SessionEpoch(), wrote: m.facts.LastWrite(), voters: m.facts.Voters()}
+	}
+	return *m.standingNow
 }
 
 // Agreement returns the agreement, as of now, that this session is over. Every
@@ -240,7 +250,7 @@ func (m *mesh) agreed(now time.Time, p *peer, epoch int64) (agreement, bool) {
 	if p.epoch != epoch {
 		return agreement{}, false
 	}
-	return m.ballots.agreed(now, p.name, epoch, p.seen.evidence(now, m.own(now)), m.facts.Voters())
+	return m.ballots.agreed(now, p.name, epoch, p.seen.evidence(now, m.own(now)), m.standing().voters)
 }
 
 // Suspected reports whether this member has evidence against the session.
@@ -473,7 +483,7 @@ func (m *mesh) ask(now time.Time, p *peer) {
 	msg := message{Ask: new(askMsg)}
 	*msg.Ask = m.ballots.ask(now, p.name, p.epoch)
 	msg.Ask.Dead = (p.evidence & evDead).String()
-	for _, v := range m.facts.Voters() {
+	for _, v := range m.standing().voters {
 		if q := m.peers[v]; q != nil && q != p && q.out != nil {
 			q.out.send(&msg)
 		}

@@ -179,7 +179,7 @@ func (m *Member) newSession(e *etcd, rec SessionRecord, epoch int64) *Session {
 		key: commitKey(m.cfg.Name), rev: epoch, nonce: rec.Nonce,
 		trust: m.mesh.Check, idle: min(idleWrite, m.cfg.StallTimeout*3/10), wrote: m.wrote,
 		point: m.deps.Point,
-		wake:  make(chan struct{}, 1),
+		wake:  make(chan struct{}, 1), others: make(chan struct{}, 1),
 	}
 	m.wrote(time.Now())
 	return s
@@ -187,7 +187,8 @@ func (m *Member) newSession(e *etcd, rec SessionRecord, epoch int64) *Session {
 
 // idleWrite is how long a session goes without a write before it makes an
 // empty one: often enough for "a guarded write at least every second", and with a
-// short stall timeout well within the half of it that may pass between two.
+// short stall timeout well within the half of it that may pass between two. An empty
+// one of another member brings it forward, if half of the pause is over.
 const idleWrite = 900 * time.Millisecond
 
 // Epoch of the session: the ModRevision of sessions/<node>.
@@ -240,6 +241,9 @@ func (s *Session) watchSelf(ctx context.Context) error {
 		if kv, _ := s.m.view.Get(mine); gone(b.Revision, kv.Mod) {
 			signal(over)
 		}
+		if onlyBatches(b) {
+			signal(s.chain.others)
+		}
 		for _, c := range b.Changes {
 			session := leaf(c.Key, prefixSessions) != ""
 			if session || !c.Deleted && strings.HasPrefix(c.Key, prefixLocks) {
@@ -260,6 +264,17 @@ func (s *Session) watchSelf(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// onlyBatches reports whether nothing changed but keys of chains: members have made
+// empty batches.
+func onlyBatches(b Batch) bool {
+	for _, c := range b.Changes {
+		if leaf(c.Key, prefixCommit) == "" {
+			return false
+		}
+	}
+	return true
 }
 
 func (s *Session) wake()     { signal(s.poke) }
