@@ -40,7 +40,7 @@ func handshake(ctx context.Context, raw net.Conn, class string, config *tls.Conf
 	cfg.MinVersion = tls.VersionTLS13
 	cfg.NextProtos = []string{class}
 	cfg.ClientSessionCache = nil
-	conn := tls.Client(newDirect(raw), cfg)
+	conn := tls.Client(raw, cfg)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
 		return nil, fmt.Errorf("wire: handshake with %s for %s: %w", raw.RemoteAddr(), class, err)

@@ -177,7 +177,7 @@ func (l *Listener) handshake(ctx context.Context, raw net.Conn) {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.HandshakeTimeout)
 	defer cancel()
 	var class *classListener
-	seen := &Through{Conn: newDirect(raw), known: !l.through}
+	seen := &Through{Conn: raw, known: !l.through}
 	conn := tls.Server(seen, &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
@@ -199,7 +199,7 @@ func (l *Listener) handshake(ctx context.Context, raw net.Conn) {
 	err := conn.HandshakeContext(ctx)
 	var done net.Conn = conn
 	if errors.Is(err, errThrough) {
-		seen.mute, seen.Conn = false, raw
+		seen.mute = false
 		done, err = seen, nil
 	}
 	if err == nil && class.give(ctx, done) {

@@ -38,13 +38,10 @@ func (t *Through) Write(p []byte) (int, error) {
 	return t.Conn.Write(p)
 }
 
-// below returns the connection under all that this package has laid over it.
+// below returns the connection under what a listener has laid over it.
 func below(c net.Conn) net.Conn {
 	if t, ok := c.(*Through); ok {
-		c = t.Conn
-	}
-	if d, ok := c.(interface{ NetConn() net.Conn }); ok {
-		c = d.NetConn()
+		return t.Conn
 	}
 	return c
 }
