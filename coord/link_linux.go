@@ -12,7 +12,11 @@ import (
 // is only found dead after many minutes of ever rarer retransmissions, and a
 // member would not connect again to its peer when that is back.
 func giveUpAfter(c net.Conn, d time.Duration) {
-	if t, ok := c.(interface{ NetConn() net.Conn }); ok {
+	for { // TLS, and what a listener may have laid under it
+		t, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
 		c = t.NetConn()
 	}
 	tcp, ok := c.(*net.TCPConn)

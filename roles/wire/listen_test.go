@@ -65,6 +65,9 @@ func newPort(t *testing.T, change func(*wire.ListenConfig, map[string]*wire.Clas
 				if err != nil {
 					return
 				}
+				if below := bottom(conn); !isTCP(below) {
+					t.Errorf("what lies below a connection of %s is a %T", name, below)
+				}
 				_, _ = io.WriteString(conn, name+"\n")
 				conn.Close()
 			}
@@ -73,6 +76,19 @@ func newPort(t *testing.T, change func(*wire.ListenConfig, map[string]*wire.Clas
 	t.Cleanup(func() { cancel(); wg.Wait() })
 	return p
 }
+
+// bottom is what lies below all that is laid over a connection.
+func bottom(c net.Conn) net.Conn {
+	for {
+		over, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			return c
+		}
+		c = over.NetConn()
+	}
+}
+
+func isTCP(c net.Conn) bool { _, ok := c.(*net.TCPConn); return ok }
 
 // answer is what the port says to a client of the class, or why it says nothing.
 func (p *port) answer(t *testing.T, class string, cfg *tls.Config) (string, error) {

@@ -38,6 +38,9 @@ func (t *Through) Write(p []byte) (int, error) {
 	return t.Conn.Write(p)
 }
 
+// NetConn returns the connection below, as that of a *tls.Conn does.
+func (t *Through) NetConn() net.Conn { return t.Conn }
+
 // below returns the connection under what a listener has laid over it.
 func below(c net.Conn) net.Conn {
 	if t, ok := c.(*Through); ok {
