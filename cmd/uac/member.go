@@ -72,8 +72,8 @@ func newMember(ctx context.Context, d daemonDeps, store *pki.Store, classes ...w
 	}
 	members := []pki.Role{pki.Controller, pki.Watch}
 	classes = append(classes,
-		wire.Class{Name: wire.ClassPulse, TLS: server, Roles: members},
-		wire.Class{Name: wire.ClassMember, TLS: server, Roles: members})
+		wire.Class{Name: wire.ClassPulse, TLS: server, Roles: members, Urgent: true},
+		wire.Class{Name: wire.ClassMember, TLS: server, Roles: members, Urgent: true})
 	links, err := wire.Listen(wire.ListenConfig{Addr: cfg.Listen.Link, Log: d.log}, classes...)
 	if err != nil {
 		return nil, d.listenError("listen.link", cfg.Listen.Link, err)

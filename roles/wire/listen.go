@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -41,6 +42,8 @@ type Class struct {
 	// class needs no TLS and no Roles, is taken from clients that offer it alone,
 	// and yields [*Through].
 	Through bool
+	// Urgent handshakes do not wait for their turn behind others.
+	Urgent bool
 }
 
 // ListenConfig holds the settings of a [Listener].
@@ -53,6 +56,13 @@ type ListenConfig struct {
 	// MaxHandshakes bounds how many handshakes are under way at a time; further
 	// connections wait in the kernel. 0 means 1024.
 	MaxHandshakes int
+	// Turns bounds how many handshakes that are not urgent compute at a time. 0 means
+	// four for each processor.
+	Turns int
+	// MaxTurn is how long a handshake keeps its turn at most: long enough for what there
+	// is to compute and an answer of the client, too short for a client that sends none
+	// to keep the others out. 0 means 50 ms.
+	MaxTurn time.Duration
 	// Log gets refused connections. nil discards.
 	Log *slog.Logger
 }
@@ -68,6 +78,7 @@ type Listener struct {
 	tcp     net.Listener
 	classes map[string]*classListener
 	through bool // there is a class of that kind
+	turns   chan struct{}
 }
 
 // Listen binds the address. Connections are accepted once [Listener.Run] runs.
@@ -78,10 +89,16 @@ func Listen(cfg ListenConfig, classes ...Class) (*Listener, error) {
 	if cfg.MaxHandshakes == 0 {
 		cfg.MaxHandshakes = 1024
 	}
+	if cfg.Turns == 0 {
+		cfg.Turns = 4 * runtime.GOMAXPROCS(0)
+	}
+	if cfg.MaxTurn == 0 {
+		cfg.MaxTurn = 50 * time.Millisecond
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	l := &Listener{cfg: cfg, classes: map[string]*classListener{}}
+	l := &Listener{cfg: cfg, classes: map[string]*classListener{}, turns: make(chan struct{}, cfg.Turns)}
 	for _, c := range classes {
 		switch {
 		case c.Name == "" || (c.TLS == nil) != c.Through:
@@ -177,6 +194,8 @@ func (l *Listener) handshake(ctx context.Context, raw net.Conn) {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.HandshakeTimeout)
 	defer cancel()
 	var class *classListener
+	end := func() {} // of the turn
+	defer func() { end() }()
 	seen := &Through{Conn: raw, known: !l.through}
 	conn := tls.Server(seen, &tls.Config{
 		MinVersion: tls.VersionTLS13,
@@ -187,6 +206,12 @@ func (l *Listener) handshake(ctx context.Context, raw net.Conn) {
 				case c == nil:
 				case !c.class.Through:
 					class, seen.known, seen.Hello = c, true, nil
+					if !c.class.Urgent {
+						var err error
+						if end, err = l.turn(ctx); err != nil {
+							return nil, err
+						}
+					}
 					return c.configFor(hello)
 				case len(hello.SupportedProtos) == 1:
 					class, seen.known, seen.mute = c, true, true
@@ -197,6 +222,7 @@ func (l *Listener) handshake(ctx context.Context, raw net.Conn) {
 		},
 	})
 	err := conn.HandshakeContext(ctx)
+	end()
 	var done net.Conn = conn
 	if errors.Is(err, errThrough) {
 		seen.mute = false
@@ -209,6 +235,21 @@ func (l *Listener) handshake(ctx context.Context, raw net.Conn) {
 	if err != nil && !errors.Is(err, io.EOF) { // EOF: a port check that says nothing
 		l.cfg.Log.Info("connection refused", "remote", raw.RemoteAddr(), "err", err)
 	}
+}
+
+// turn waits until a handshake may compute, and returns what ends that. When ten
+// thousand agents come at once, as they do after a controller has been away, their
+// handshakes would otherwise stand before all else that this process has to do, and
+// its peers would take it for dead.
+func (l *Listener) turn(ctx context.Context) (end func(), err error) {
+	select {
+	case l.turns <- struct{}{}:
+	case <-ctx.Done():
+		return func() {}, fmt.Errorf("wire: no turn for a handshake: %w", ctx.Err())
+	}
+	free := sync.OnceFunc(func() { <-l.turns })
+	late := time.AfterFunc(l.cfg.MaxTurn, free)
+	return func() { late.Stop(); free() }, nil
 }
 
 // serverConfig completes what the owner of the class has prepared.

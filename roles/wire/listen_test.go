@@ -287,3 +287,67 @@ func TestDialNeedsAServerName(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// A storm of agents computes in turns, clients that do not go on lose theirs, and
+// members wait for nobody.
+func TestHandshakesInTurns(t *testing.T) {
+	for _, tc := range []struct {
+		maxTurn time.Duration
+		class   string
+		want    bool
+	}{
+		{time.Millisecond, wire.ClassLink, true},
+		{time.Hour, wire.ClassLink, false},
+		{time.Hour, wire.ClassPulse, true},
+	} {
+		p := newPort(t, func(cfg *wire.ListenConfig, classes map[string]*wire.Class) {
+			cfg.Turns, cfg.MaxTurn = 1, tc.maxTurn
+			classes[wire.ClassPulse].Urgent = true
+		})
+		clients := map[string]*tls.Config{
+			wire.ClassLink:  p.nodes.Client(p.nodes.Issue(t, "agent", "a1"), "controller.uac"),
+			wire.ClassPulse: p.members.Client(p.members.Issue(t, "controller", "c2"), "controller.uac"),
+		}
+		// This one takes the turn, says hello, and nothing more.
+		raw, err := net.Dial("tcp", p.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		mute := &afterHello{Conn: raw, answered: make(chan struct{}), end: make(chan struct{})}
+		cfg := clients[wire.ClassLink].Clone()
+		cfg.NextProtos = []string{wire.ClassLink}
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = tls.Client(mute, cfg).Handshake() })
+		<-mute.answered // so it has its turn
+		patience := 30 * time.Second
+		if !tc.want {
+			patience = 100 * time.Millisecond
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		conn, err := wire.Dial(ctx, tc.class, p.Addr().String(), clients[tc.class])
+		if err == nil {
+			conn.Close()
+		}
+		if (err == nil) != tc.want {
+			t.Errorf("%s behind a client that keeps its turn for %v: %v", tc.class, tc.maxTurn, err)
+		}
+		cancel()
+		close(mute.end)
+		wg.Wait()
+		raw.Close()
+	}
+}
+
+// afterHello is the connection of a client that does not go on when it is answered.
+type afterHello struct {
+	net.Conn
+	answered, end chan struct{}
+	once          sync.Once
+}
+
+func (c *afterHello) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.once.Do(func() { close(c.answered) })
+	<-c.end
+	return n, errors.Join(err, net.ErrClosed)
+}
