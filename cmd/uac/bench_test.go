@@ -140,7 +140,7 @@ func TestBenchUsage(t *testing.T) {
 		"bench agents --agents 100000000":     "ulimit -Hn",
 		"bench logs --mib 0":                  "--mib: 0",
 		"bench logs --lines 0":                "--lines: 0",
-		"bench switchover --trials=x":         "invalid",
+		"bench switchover --trials=x":         `--trials: "x" is not a whole number`,
 		"bench switchover --dir /nonexist/x":  "/nonexist",
 	} {
 		t.Run(args, func(t *testing.T) {
