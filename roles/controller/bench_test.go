@@ -39,7 +39,7 @@ func BenchmarkRequestsWithHistory(b *testing.B) {
 			if _, err := mount.Init(dir, "test"); err != nil {
 				b.Fatal(err)
 			}
-			w := startWorld(b, worldOptions{controllers: 1, mount: dir, quiet: true, change: func(c *Config) {
+			w := startWorld(b, worldOptions{controllers: 1, mount: dir, quiet: true, quota: 2 << 30, change: func(c *Config) {
 				c.History = HistoryConfig{Hot: time.Second, HotCount: 1000}
 			}})
 			w.node("c1").awaitMount(mount.OK)
