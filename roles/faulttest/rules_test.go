@@ -43,7 +43,7 @@ func rules() []rule {
 		{
 			name: "the chain begins with what the session's transaction said", without: "the chain key is read before: a late batch of the former run moves it, and makes \"my number\" true",
 			file: "coord/session.go", replacement: replacement{"key: commitKey(m.cfg.Name), rev: epoch, nonce", "key: commitKey(m.cfg.Name), rev: epoch - 1, nonce"},
-			pkg: "./coord", test: "TestRestartOpensANewSession", says: "c1 has no session: session is over: this node was fenced out",
+			pkg: "./coord", test: "TestRestartOpensANewSession", says: "this node was fenced out: chain key commit/c1 holds number 0",
 		},
 		{
 			name: "a repetition reads the keys of nested parts", without: "a claim lost in an earlier copy of the batch; the repetition finds its number and thinks that it won",
