@@ -1,11 +1,14 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -560,6 +563,57 @@ func TestKillReachesWhatLeftTheSession(t *testing.T) {
 	}
 	s.l.kill(k1, 5)
 	wantEnd(t, s.l.report(k1, wire.State_EXITED), &wire.End{Code: 137, Signal: 9, Stopped: wire.Stop_KILLED})
+}
+
+// The shell of a script dies of TERM at once. What it has started may not, in whatever
+// way it was started: the attempt is over when nothing of it is left.
+func TestStopEndsWhatTheShellLeaves(t *testing.T) {
+	deaf := "trap '' TERM; NOTE; while :; do sleep 0.01; done"
+	for name, script := range map[string]string{
+		"in the foreground":     `sh -c "` + deaf + `"; :`,
+		"in the background":     `sh -c "` + deaf + `" & wait`,
+		"in another session":    `setsid sh -c "` + deaf + `"; :`,
+		"with the pipe closed":  `sh -c "` + deaf + `" 9>&- & wait`,
+		"which does obey later": `sh -c "trap 'sleep 0.2; exit 0' TERM; NOTE; while :; do sleep 0.01; done"; :`,
+	} {
+		for _, timeout := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, timeout %v", name, timeout), func(t *testing.T) {
+				t.Parallel()
+				s := newStage(t)
+				pids := filepath.Join(t.TempDir(), "pids")
+				start := startOf(k1, 5, strings.ReplaceAll(script, "NOTE", `echo \$\$ >>`+pids+"; "+strings.TrimSpace(s.note("ready"))))
+				start.KillGraceNanos = int64(500 * time.Millisecond)
+				stopped := wire.Stop_KILLED
+				if timeout {
+					start.TimeoutNanos, stopped = int64(2*time.Second), wire.Stop_TIMED_OUT
+				}
+				s.l.start(start)
+				s.waitNoted("ready\n")
+				if !timeout {
+					s.l.kill(k1, 5)
+				}
+				end := s.l.report(k1, wire.State_EXITED)
+				if end.GetAttempt().GetEnd().GetStopped() != stopped {
+					t.Errorf("it has ended as %v", end)
+				}
+				pid, err := strconv.Atoi(strings.TrimSpace(readFile(t, pids)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) && !isZombie(pid) {
+					t.Errorf("process %d lives after the end was reported: %v", pid, err)
+					_ = syscall.Kill(pid, syscall.SIGKILL)
+				}
+			})
+		}
+	}
+}
+
+// isZombie reports whether a process is dead and only not waited for.
+func isZombie(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, rest, _ := strings.Cut(string(text), ") ")
+	return err != nil || strings.HasPrefix(rest, "Z")
 }
 
 func TestTimeoutEndsAnAttempt(t *testing.T) {

@@ -187,9 +187,13 @@ const (
 // judge is the one place where traces are given a meaning. The order matters.
 func judge(e evidence) verdict {
 	switch {
+	case e.exited && e.sameBoot && (e.stopping || e.killing) && (e.held || e.session):
+		// The command has died of TERM, and something that it started has not. It was to
+		// be stopped as a whole: the next attempt must not run beside it.
+		return verdictRunning
 	case e.exited:
 		// Written once, by the wrapper, after the command. It counts even while a
-		// child of the command lives on, and after any number of boots.
+		// child of the command lives on that nobody stops, and after any number of boots.
 		return verdictExited
 	case !e.sameBoot:
 		// Whatever is missing may be missing only because it had not reached the disk:

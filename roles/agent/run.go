@@ -342,7 +342,11 @@ func (a *Agent) finished(ctx context.Context, r *run, p process, gone bool) bool
 		a.fail(err)
 		return true
 	}
-	if !e.exited && gone {
+	a.mu.Lock()
+	at := a.ledger.attempt(r.key)
+	e.killing, e.stopping = at.Killing, at.Stop != ""
+	a.mu.Unlock()
+	if gone && (!e.exited || e.killing || e.stopping) {
 		if p.pid == 0 {
 			p.pid = e.pid
 		}
@@ -352,10 +356,6 @@ func (a *Agent) finished(ctx context.Context, r *run, p process, gone bool) bool
 			return true
 		}
 		e.session = len(members) > 0
-		a.mu.Lock()
-		at := a.ledger.attempt(r.key)
-		e.killing, e.stopping = at.Killing, at.Stop != ""
-		a.mu.Unlock()
 	}
 	v := judge(e)
 	if v == verdictRunning {
