@@ -276,7 +276,7 @@ func (e *edit) agentChosen(ev AgentChosen) error {
 	switch {
 	case i < 0:
 		return fmt.Errorf("%w: there is no step %s", ErrInvalid, quote(ev.Step))
-	case e.Steps[i].Status != StepReady || e.Steps[i].BackingOff || e.room(e.plan.of(i)) == 0:
+	case e.Steps[i].Status != StepReady || e.Steps[i].BackingOff || !e.free(i):
 		return nil // the answer came too late
 	case e.Def(i).ForEach != nil:
 		return fmt.Errorf("%w: step %s dispatched as a whole", ErrInvalid, ev.Step)

@@ -64,19 +64,53 @@ func (s *State) dueInstance(st, of *Step) (status StepStatus, runs bool) {
 	return StepReady, true
 }
 
-// room returns how many more instances of step p may be dispatched, -1 for any number.
-func (s *State) room(p int) int {
+// retries reports whether the instance waits for its next attempt. Until its end it keeps
+// the place that it had: what fails here must not begin everywhere meanwhile.
+func (s *Step) retries() bool { return s.Status == StepReady && s.Failures > 0 }
+
+// places is how the places are taken that max_parallel gives the instances of a step.
+type places struct {
+	limit   int // 0: none
+	out     int
+	retries int
+}
+
+// places counts those of the instances of step p, -1 for a step that is no instance.
+func (s *State) places(p int) places {
 	if p < 0 || s.Def(p).MaxParallel == 0 {
-		return -1
+		return places{}
 	}
-	out := 0
+	all := places{limit: s.Def(p).MaxParallel}
 	first, end := s.plan.instances(p)
 	for k := first; k < end; k++ {
 		if s.Steps[k].out() {
-			out++
+			all.out++
+		} else if s.Steps[k].retries() {
+			all.retries++
 		}
 	}
-	return max(0, s.Def(p).MaxParallel-out)
+	return all
+}
+
+// free reports whether an instance may be dispatched. Those that retry come first, in
+// their order: before is how many of them stand before it.
+func (p places) free(st *Step, before int) bool {
+	if !st.retries() {
+		before = p.retries
+	}
+	return p.limit == 0 || p.out+before < p.limit
+}
+
+// free reports whether there is a place for step i.
+func (s *State) free(i int) bool {
+	p := s.plan.of(i)
+	before := 0
+	for k := p + 1; p >= 0 && k < i; k++ {
+		if s.Steps[k].retries() {
+			before++
+		}
+	}
+	return s.places(p).free(s.Steps[i], before)
 }
 
 // gather draws the conclusions for step p of the end of an instance.

@@ -44,6 +44,12 @@ func TestForEach(t *testing.T) {
 		{"max_parallel: the first begin, others wait for their turn", []string{"a each web parallel 2"}, "claim; expand a w1 w2 w3", "running a=running a@w1=dispatched a@w2=dispatched a@w3=ready", []string{"send a@w1/1", "send a@w2/1"}},
 		{"max_parallel: an end makes room", []string{"a each web parallel 2"}, "claim; expand a w1 w2 w3; exit a@w2", "running a=running a@w1=dispatched a@w2=succeeded a@w3=dispatched", nil},
 		{"max_parallel: a failure too", []string{"a each web parallel 1"}, "claim; expand a w1 w2; exit a@w1 1", "running a=running a@w1=failed a@w2=dispatched", nil},
+		{"max_parallel: what waits for its retry keeps its place", []string{"a each web parallel 1 retry 2 delay 5s"}, "claim; expand a w1 w2; exit a@w1 1", "running a=running a@w1=ready a@w2=ready", []string{"wait a@w1/1 5s"}},
+		{"max_parallel: and is the next to run", []string{"a each web parallel 1 retry 2 delay 5s"}, "claim; expand a w1 w2; exit a@w1 1; due a@w1 1", "running a=running a@w1=dispatched a@w2=ready", []string{"send a@w1/2"}},
+		{"max_parallel: its end makes room", []string{"a each web parallel 1 retry 2 delay 5s"}, "claim; expand a w1 w2; exit a@w1 1; due a@w1 1; exit a@w1 1", "running a=running a@w1=failed a@w2=dispatched", nil},
+		{"max_parallel: beside it others run", []string{"a each web parallel 2 retry 2 delay 5s"}, "claim; expand a w1 w2 w3; exit a@w1 1; exit a@w2", "running a=running a@w1=ready a@w2=succeeded a@w3=dispatched", nil},
+		{"max_parallel: all may wait for retries", []string{"a each web parallel 2 retry 2 delay 5s"}, "claim; expand a w1 w2 w3; exit a@w1 1; exit a@w2 1; due a@w2 1", "running a=running a@w1=ready a@w2=dispatched a@w3=ready", nil},
+		{"max_parallel and fail_fast: retries do not spread", []string{"a each web parallel 1 failfast retry 2 delay 5s"}, "claim; expand a w1 w2; exit a@w1 1; due a@w1 1; exit a@w1 1", "failed a=failed a@w1=failed a@w2=skipped", nil},
 		{"max_parallel: whichever has an agent takes the room", []string{"a each web parallel 1"}, "lazy; claim; expand a w1 w2; choose a@w2 w2", "running a=running a@w1=ready a@w2=dispatched", []string{"send a@w2/1"}},
 		{"max_parallel: a choice too many is ignored", []string{"a each web parallel 1"}, "lazy; claim; expand a w1 w2; choose a@w2 w2; choose a@w1 w1", "running a=running a@w1=ready a@w2=dispatched", nil},
 		{"max_parallel: what is in doubt takes no room", []string{"a each web parallel 1"}, "claim; expand a w1 w2; unknown a@w1", "running a=running a@w1=in_doubt a@w2=dispatched", nil},
@@ -164,6 +170,16 @@ func TestForEachOutputs(t *testing.T) {
 	want := map[string]string{"UAC_OUTPUT_a_v": `{"w1":"1","w3":"3"}`}
 	if diff := cmp.Diff(want, y.s.Outputs(y.s.Index("b"))); diff != "" {
 		t.Errorf("variables (-want +got):\n%s", diff)
+	}
+}
+
+// An instance finds the outputs of what its step needs.
+func TestOutputsForInstances(t *testing.T) {
+	y := play(t, define(t, "p outputs v", "q needs p each web", "r needs q each web"), "claim; say p v 1; expand q w1; exit q@w1; expand r w1")
+	for _, step := range []string{"q@w1", "r@w1"} {
+		if diff := cmp.Diff(map[string]string{"UAC_OUTPUT_p_v": "1"}, y.s.Outputs(y.s.Index(step))); diff != "" {
+			t.Errorf("variables of %s (-want +got):\n%s", step, diff)
+		}
 	}
 }
 

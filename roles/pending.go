@@ -26,8 +26,15 @@ func Pending(s State) []Effect {
 		}
 	}
 	var agents []string // by selector; none until a ready step asks
-	parent, room := -1, -1
+	parent, before, taken := -1, 0, places{}
 	for i, st := range s.Steps {
+		if p := s.plan.of(i); p != parent { // instances of one step stand together
+			parent, before, taken = p, 0, s.places(p)
+		}
+		free := taken.free(st, before)
+		if st.retries() {
+			before++
+		}
 		switch {
 		case st.Abandoned:
 			effects = append(effects, s.attempt(EffectKill, st))
@@ -49,10 +56,7 @@ func Pending(s State) []Effect {
 		case st.Status == StepReady && s.Def(i).ForEach != nil:
 			effects = append(effects, Effect{Kind: EffectExpand, Step: st.Name})
 		case st.Status == StepReady:
-			if p := s.plan.of(i); p != parent { // instances of one step stand together
-				parent, room = p, s.room(p)
-			}
-			if room == 0 {
+			if !free {
 				continue
 			}
 			if agents == nil {

@@ -88,8 +88,12 @@ func (p *plan) instances(i int) (first, end int) {
 // Outputs returns the variables that step i finds in its environment: the outputs
 // of all steps that it needs, directly or not. So what it gets depends on the
 // process and not on which of two independent steps was faster. The value of a step
-// with for_each is a JSON object of the values of its instances by agent.
+// with for_each is a JSON object of the values of its instances by agent. An instance
+// finds what the step finds that it is of.
 func (s State) Outputs(i int) map[string]string {
+	if p := s.plan.of(i); p >= 0 {
+		i = p
+	}
 	var found map[string]string
 	var seen []bool
 	var visit func(i int)
