@@ -18,6 +18,9 @@ import (
 // runAgent runs a node with the role agent.
 func runAgent(ctx context.Context, d daemonDeps) error {
 	cfg := d.cfg
+	if err := keepInherited(); err != nil {
+		d.log.Warn("steps inherit what this agent was started with", "error", err)
+	}
 	servers := cfg.Agent.Servers
 	store, err := loadOrEnroll(ctx, d, servers)
 	if err != nil {
