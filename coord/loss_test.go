@@ -499,6 +499,13 @@ func TestConfirmedFailover(t *testing.T) {
 	if _, err := s.ConfirmLost(t.Context(), active, "me", "why"); !errors.Is(err, coord.ErrOnline) {
 		t.Errorf("confirmed the loss of a node that answers: %v", err)
 	}
+	if _, err := s.ConfirmLost(t.Context(), passive, "me", "why"); !errors.Is(err, coord.ErrOnline) {
+		t.Errorf("a node confirmed its own loss: %v", err)
+	}
+	mustCommit(t, s, put("after", "")) // and shows it
+	if has(c.Await(passive, "what was committed", func(s coord.Snapshot) bool { return has(s, "after") }), "confirms/"+passive) {
+		t.Error("the refused word about itself waits for its next death")
+	}
 	was := term(c.Await(passive, "the term", func(s coord.Snapshot) bool { return begun(s) == active }))
 	nodes := c.Node(passive).Member.Nodes()
 	n := nodes[slices.IndexFunc(nodes, func(n coord.NodeStatus) bool { return n.Name == active })]

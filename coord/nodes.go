@@ -197,15 +197,34 @@ func (s *Session) RemoveNode(ctx context.Context, node string, with ...Write) er
 	return err
 }
 
+// CheckLost returns an error if an operator's word that a node is lost is not
+// taken: the cluster does not know it, or it answers. This node answers, too: a word
+// about itself would wait for its next death and stand in for an operator then.
+func (s *Session) CheckLost(node string) error {
+	snap := s.m.view.Snapshot()
+	if _, ok := snap.Get(nodeKey(node)); !ok {
+		return fmt.Errorf("%w: %s", ErrNoSuchNode, node)
+	}
+	if node == s.m.cfg.Name {
+		return fmt.Errorf("%w: %s is the node that was asked; stop or abort it instead", ErrOnline, node)
+	}
+	epoch := snap.mod(sessionKey(node))
+	_, held := snap.Get(holdKey(node))
+	if epoch != 0 && !held && s.m.connected(node) && !s.m.mesh.Suspected(node, epoch) {
+		return fmt.Errorf("%w: %s answers this node; stop or abort it instead", ErrOnline, node)
+	}
+	return nil
+}
+
 // ConfirmLost is an operator's word that a node is lost: it releases a loss
 // that waits in failover: confirm, and ends a hold together with the session
 // that it kept.
 func (s *Session) ConfirmLost(ctx context.Context, node, by, why string, with ...Write) (string, error) {
+	if err := s.CheckLost(node); err != nil {
+		return "", err
+	}
 	snap := s.m.view.Snapshot()
 	epoch := snap.mod(sessionKey(node))
-	if _, ok := snap.Get(nodeKey(node)); !ok {
-		return "", fmt.Errorf("%w: %s", ErrNoSuchNode, node)
-	}
 	if epoch == 0 {
 		return fmt.Sprintf("%s has no session: nothing to confirm", node), nil
 	}
@@ -221,9 +240,6 @@ func (s *Session) ConfirmLost(ctx context.Context, node, by, why string, with ..
 			err = fmt.Errorf("%w: %s came back meanwhile", ErrOnline, node)
 		}
 		return fmt.Sprintf("hold of %s ended: its work is free to be taken over", node), err
-	}
-	if s.m.connected(node) && !s.m.mesh.Suspected(node, epoch) {
-		return "", fmt.Errorf("%w: %s answers this node; stop or abort it instead", ErrOnline, node)
 	}
 	_, err := s.Commit(ctx, Tx{Then: append([]Write{
 		Put(confirmKey(node), encode(ConfirmRecord{Epoch: epoch, By: by, Why: why, At: time.Now().UTC()})),

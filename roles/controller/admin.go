@@ -193,15 +193,14 @@ func (c *Controller) ListEvents(ctx context.Context, f api.EventFilter) (api.Eve
 	if err != nil {
 		return list, err
 	}
-	_, err = c.archive.events(ctx, past, func(e api.Event) bool {
+	var damaged gaps
+	_, err = c.archive.events(ctx, past, &damaged, func(e api.Event) bool {
 		if f.Match(e) {
 			list.Events = append(list.Events, e)
 		}
 		return (f.Limit == 0 || len(list.Events) < f.Limit) && !e.At.Before(f.From.Add(-clockSlack))
 	})
-	if err != nil {
-		list.Note = fmt.Sprintf("older events are missing here: %v", err)
-	}
+	list.Note = damaged.note("events", err)
 	return list, ctx.Err()
 }
 

@@ -36,6 +36,32 @@ type files interface {
 	Remove(ctx context.Context, name string) error
 }
 
+// gaps are the errors of damaged files that a search went past.
+type gaps []error
+
+// pass notes an error that is about one file, and reports whether it is: what says
+// nothing about the file ends a search, because it would meet every other one, too.
+func (g *gaps) pass(ctx context.Context, err error) bool {
+	if ctx.Err() != nil || errors.Is(err, mount.ErrUnavailable) {
+		return false
+	}
+	*g = append(*g, err)
+	return true
+}
+
+// note says what is missing in a list of what, and why; empty if nothing is. end is
+// what ended the search, nil for nothing.
+func (g gaps) note(what string, end error) string {
+	var out []string
+	if len(g) > 0 {
+		out = append(out, fmt.Sprintf("%s in %d damaged files are missing here, the first: %v", what, len(g), g[0]))
+	}
+	if end != nil {
+		out = append(out, fmt.Sprintf("older %s are missing here: %v", what, end))
+	}
+	return strings.Join(out, "; ")
+}
+
 // errHistory is returned when a part of the history cannot be read.
 var errHistory = errors.New("the history cannot be read now")
 
@@ -293,29 +319,30 @@ func (a *archive) requests(ctx context.Context, e entry) ([]archived, error) {
 }
 
 // events calls f with the events below entries, the newest first, until it returns
-// false.
-func (a *archive) events(ctx context.Context, entries []entry, f func(api.Event) bool) (more bool, err error) {
+// false. It goes past damaged files and notes them.
+func (a *archive) events(ctx context.Context, entries []entry, damaged *gaps, f func(api.Event) bool) (more bool, err error) {
 	entries = slices.Clone(entries)
 	slices.SortFunc(entries, func(a, b entry) int { return strings.Compare(b.Last, a.Last) })
 	for _, e := range entries {
 		if e.Level > 0 {
 			below, err := a.below(ctx, e)
-			if err != nil {
+			if err != nil && !damaged.pass(ctx, err) {
 				return false, err
 			}
-			if more, err := a.events(ctx, below, f); !more || err != nil {
+			if more, err := a.events(ctx, below, damaged, f); !more || err != nil {
 				return false, err
 			}
 			continue
 		}
 		lines, err := a.open(ctx, e)
-		if err != nil {
+		if err != nil && !damaged.pass(ctx, err) {
 			return false, err
 		}
 		for _, line := range slices.Backward(lines) {
 			var ev api.Event
 			if err := json.Unmarshal(line, &ev); err != nil {
-				return false, fmt.Errorf("%w: %s: %w", errHistory, e.Name, err)
+				damaged.pass(ctx, fmt.Errorf("%w: %s: %w", errHistory, e.Name, err))
+				continue
 			}
 			if !f(ev) {
 				return false, nil
@@ -325,24 +352,27 @@ func (a *archive) events(ctx context.Context, entries []entry, f func(api.Event)
 	return true, nil
 }
 
-// find looks for a request below entries; nil if there is none.
+// find looks for a request below entries; nil if there is none. It may be in any of
+// several files; one that is damaged matters only if it is in no other.
 func (a *archive) find(ctx context.Context, entries []entry, id string) (*archived, error) {
+	var damaged gaps
 	for _, e := range entries {
 		if id < e.First || id > e.Last {
 			continue
 		}
 		if e.Level > 0 {
 			below, err := a.below(ctx, e)
-			if err != nil {
-				return nil, err
+			var found *archived
+			if err == nil {
+				found, err = a.find(ctx, below, id)
 			}
-			if found, err := a.find(ctx, below, id); found != nil || err != nil {
+			if err != nil && !damaged.pass(ctx, err) || found != nil {
 				return found, err
 			}
 			continue
 		}
 		all, err := a.requests(ctx, e)
-		if err != nil {
+		if err != nil && !damaged.pass(ctx, err) {
 			return nil, err
 		}
 		for i := range all {
@@ -351,15 +381,17 @@ func (a *archive) find(ctx context.Context, entries []entry, id string) (*archiv
 			}
 		}
 	}
-	return nil, nil
+	return nil, errors.Join(damaged...)
 }
 
 // search yields the requests below entries that a filter lets pass, the newest
-// first. It opens a file only when the newest that may be in it is next.
+// first. It opens a file only when the newest that may be in it is next, and goes past
+// damaged ones.
 type search struct {
-	a *archive
-	f api.RequestFilter
-	h searchHeap
+	a       *archive
+	f       api.RequestFilter
+	h       searchHeap
+	damaged gaps
 }
 
 // searchItem is a file that was not opened, or a request.
@@ -418,7 +450,7 @@ func (s *search) peek(ctx context.Context) (*archivedState, error) {
 		e := s.h[0].entry
 		if e.Level > 0 {
 			below, err := s.a.below(ctx, e)
-			if err != nil {
+			if err != nil && !s.damaged.pass(ctx, err) {
 				return nil, err
 			}
 			heap.Pop(&s.h)
@@ -426,7 +458,7 @@ func (s *search) peek(ctx context.Context) (*archivedState, error) {
 			continue
 		}
 		all, err := s.a.requests(ctx, e)
-		if err != nil {
+		if err != nil && !s.damaged.pass(ctx, err) {
 			return nil, err
 		}
 		heap.Pop(&s.h)
@@ -436,7 +468,8 @@ func (s *search) peek(ctx context.Context) (*archivedState, error) {
 			}
 			st := &archivedState{}
 			if st.state, st.claim, st.fence, err = all[i].load(); err != nil {
-				return nil, fmt.Errorf("%w: %s: %w", errHistory, e.Name, err)
+				s.damaged.pass(ctx, fmt.Errorf("%w: %s: %w", errHistory, e.Name, err))
+				continue
 			}
 			if passes(s.f, st.state) {
 				heap.Push(&s.h, searchItem{id: all[i].ID, state: st})
@@ -519,7 +552,9 @@ func (c *Controller) ListRequests(ctx context.Context, f api.RequestFilter) (api
 				if ctx.Err() != nil {
 					return list, ctx.Err()
 				}
-				list.Note = fmt.Sprintf("older requests are missing here: %v", err)
+			}
+			list.Note = old.damaged.note("requests", err)
+			if err != nil {
 				old, past = nil, nil
 			}
 		}

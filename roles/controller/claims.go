@@ -86,6 +86,9 @@ func (d *desk) seen(b coord.Batch) {
 			}
 		case strings.HasPrefix(ch.Key, prefixAgents):
 			d.agents.noteAgent(ch.KV, ch.Deleted)
+			if ch.Deleted {
+				d.c.forget(strings.TrimPrefix(ch.Key, prefixAgents))
+			}
 			d.waiting.due[dueAgent(strings.TrimPrefix(ch.Key, prefixAgents))] = true
 		case strings.HasPrefix(ch.Key, prefixClusters):
 			d.agents.noteCluster(ch.KV, ch.Deleted)

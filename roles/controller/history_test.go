@@ -514,31 +514,77 @@ func TestEventsMove(t *testing.T) {
 	}
 }
 
-// A damaged file is found out and not shown.
+// A damaged file is found out and not shown, and hides nothing but what is in it.
 func TestDamagedHistory(t *testing.T) {
 	w := newWorld(t, hotFor(t, 1, time.Hour, 1_000_000))
 	c1 := w.node("c1")
-	ids := putFinished(t, c1, 3, nil)
+	ids := putFinished(t, c1, 5, nil)
 	m := quietMover(t, c1)
-	if _, err := m.move(t.Context(), ids); err != nil {
-		t.Fatal(err)
+	// What lies in the first file ends later: the ids of the files overlap.
+	for _, file := range [][]string{{ids[1], ids[3]}, {ids[0], ids[2]}, {ids[4]}} {
+		if _, err := m.move(t.Context(), file); err != nil {
+			t.Fatal(err)
+		}
 	}
-	entries, err := registry(c1.member.View().Snapshot(), prefixHistory)
-	if err != nil {
-		t.Fatal(err)
+	damage := func(prefix, last string) {
+		t.Helper()
+		entries, err := registry(c1.member.View().Snapshot(), prefix)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(entries, func(e entry) bool { return e.Last == last })
+		f, err := os.OpenFile(filepath.Join(w.options.mount, entries[i].Name), os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt([]byte("?"), 40); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
-	f, err := os.OpenFile(filepath.Join(w.options.mount, entries[0].Name), os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.WriteAt([]byte("?"), 40); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c1.GetRequest(t.Context(), ids[0]); !errors.Is(err, api.ErrUnavailable) || !strings.Contains(err.Error(), "damaged") {
+	damage(prefixHistory, ids[3])
+	if _, err := c1.GetRequest(t.Context(), ids[1]); !errors.Is(err, api.ErrUnavailable) || !strings.Contains(err.Error(), "damaged") {
 		t.Errorf("a damaged file: %v", err)
+	}
+	if r, err := c1.GetRequest(t.Context(), ids[2]); err != nil || r.ID != ids[2] {
+		t.Errorf("a request of another file: %s, %v", r.ID, err)
+	}
+	list, err := c1.ListRequests(t.Context(), api.RequestFilter{})
+	if err != nil || !strings.Contains(list.Note, "1 damaged") {
+		t.Errorf("note %q, %v", list.Note, err)
+	}
+	var got []string
+	for _, r := range list.Requests {
+		got = append(got, r.ID)
+	}
+	if d := cmp.Diff([]string{ids[4], ids[2], ids[0]}, got); d != "" {
+		t.Errorf("requests besides the damaged file (-want +got):\n%s", d)
+	}
+
+	var events []string
+	for range 2 {
+		var tx coord.Tx
+		for range 2 {
+			e := c1.event(api.Event{Kind: "test"})
+			tx.Then, events = append(tx.Then, e), append(events, strings.TrimPrefix(e.Key, prefixEvents))
+		}
+		if err := c1.member.View().Wait(t.Context(), c1.commit1(tx).Revision); err != nil {
+			t.Fatal(err)
+		}
+		m.events = map[string]struct{}{}
+		for _, id := range events[len(events)-2:] {
+			m.events[id] = struct{}{}
+		}
+		if err := m.moveEvents(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	damage(prefixPast, events[3])
+	left, err := c1.ListEvents(t.Context(), api.EventFilter{Kind: "test"})
+	if err != nil || len(left.Events) != 2 || left.Events[0].ID != events[1] || !strings.Contains(left.Note, "1 damaged") {
+		t.Errorf("events besides the damaged file: %+v, note %q, %v", left.Events, left.Note, err)
 	}
 }
 

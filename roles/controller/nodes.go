@@ -259,11 +259,19 @@ func (c *Controller) ConfirmLost(ctx context.Context, a api.Actor, nodes []strin
 		}
 		return c.cfg.Name + " continues alone in a new generation; it is paused: look, then resume it and release what is held", nil
 	}
+	for _, n := range nodes { // all or nothing, as far as can be known before
+		if err := s.CheckLost(n); err != nil {
+			return "", orderError(err)
+		}
+	}
 	var said []string
 	for _, n := range nodes {
 		text, err := s.ConfirmLost(ctx, n, a.Name, a.Why, c.audit(a, "node.confirmed_lost", n, nil))
 		if err != nil {
-			return strings.Join(said, "; "), orderError(err)
+			if len(said) > 0 {
+				err = fmt.Errorf("%s: %w; done before that: %s", n, err, strings.Join(said, "; "))
+			}
+			return "", orderError(err)
 		}
 		said = append(said, text)
 	}

@@ -53,6 +53,20 @@ func TestLossThatWaitsForAnOperator(t *testing.T) {
 	if !errors.Is(err, api.ErrConflict) || !strings.Contains(err.Error(), "confirm-lost") {
 		t.Errorf("switchover from a node that does not answer: %v", err)
 	}
+	// Of several names all must be right before anything is done.
+	alive.ready()
+	before := alive.dump(prefixEvents, "confirms/")
+	for name, want := range map[string]error{"nobody": api.ErrNotFound, alive.cfg.Name: api.ErrConflict} {
+		if _, err := alive.ConfirmLost(t.Context(), operator, []string{dead.Name, name}); !errors.Is(err, want) || !strings.Contains(err.Error(), name) {
+			t.Errorf("confirmed with %s among the lost: %v, want %v", name, err, want)
+		}
+	}
+	if d := diff(before, alive.dump(prefixEvents, "confirms/")); d != "" {
+		t.Errorf("and did a part of it:\n%s", d)
+	}
+	if said, err := alive.ConfirmLost(t.Context(), operator, []string{dead.Name}); err != nil || !strings.Contains(said, dead.Name) {
+		t.Errorf("%q, %v", said, err)
+	}
 }
 
 // metricsOf scrapes gauges.

@@ -273,11 +273,16 @@ func (c *Controller) changeAgent(ctx context.Context, name string, event coord.W
 }
 
 // RemoveAgent forgets an agent: its record, with its limit and whether it was
-// suspended. Steps that are out there stay what they are.
+// suspended. Steps that are out there stay what they are. Whoever holds a link to it
+// ends that when it sees that the record is gone.
 func (c *Controller) RemoveAgent(ctx context.Context, a api.Actor, name string, force bool) error {
 	s, err := c.current()
 	if err != nil {
 		return err
+	}
+	var detail map[string]string
+	if force {
+		detail = map[string]string{"forced": "true"}
 	}
 	for {
 		if err := c.member.Sync(ctx); err != nil {
@@ -296,7 +301,7 @@ func (c *Controller) RemoveAgent(ctx context.Context, a api.Actor, name string, 
 		case out > 0:
 			return fmt.Errorf("%w: %d steps are out at agent %s; wait for it, or resolve them", api.ErrConflict, out, name)
 		}
-		tx := coord.Tx{If: []coord.Cond{coord.ModIs(kv.Key, kv.Mod)}, Then: []coord.Write{c.audit(a, "agent.removed", name, nil), coord.Del(kv.Key)}}
+		tx := coord.Tx{If: []coord.Cond{coord.ModIs(kv.Key, kv.Mod)}, Then: []coord.Write{c.audit(a, "agent.removed", name, detail), coord.Del(kv.Key)}}
 		for kv := range snap.Range(prefixLinks + name + "/") {
 			tx.If = append(tx.If, coord.ModIs(kv.Key, kv.Mod))
 			if len(links) == 0 { // else who holds one goes on telling of it
@@ -313,6 +318,14 @@ func (c *Controller) RemoveAgent(ctx context.Context, a api.Actor, name string, 
 		if res.Won {
 			return c.clear(ctx, s, slotsOfAgent(name))
 		}
+	}
+}
+
+// forget ends the link to an agent that was removed: it says hello again, and has a
+// record again. Else it would be given steps and be in no list.
+func (c *Controller) forget(agent string) {
+	if l := c.links.get(agent); l != nil {
+		l.drop(fmt.Errorf("agent %s was removed while it was connected", agent))
 	}
 }
 

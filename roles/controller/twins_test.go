@@ -7,12 +7,14 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"uac/coord"
 	"uac/coord/coordtest"
+	"uac/roles/controller/api"
 	"uac/roles/wire"
 	"uac/roles/wire/pki"
 )
@@ -238,5 +240,40 @@ func TestTwinsAtTwoControllers(t *testing.T) {
 	back.lives(c1)
 	if got := strings.Join(c2.events("a1"), " "); strings.Count(got, "agent.duplicate") != 2 {
 		t.Errorf("events %q, want one of the twins from each controller", got)
+	}
+}
+
+// TestRemoveConnectedAgent: who is forgotten while it is connected is known again as
+// soon as it comes back, and until then nobody holds a link to it.
+func TestRemoveConnectedAgent(t *testing.T) {
+	w := newWorld(t, worldOptions{controllers: 2, watches: 1})
+	c1, c2 := w.node("c1"), w.node("c2")
+	p1, p2 := c1.listen(), c2.listen()
+	one := machines(p1, "a1", "one")[0]
+	linked := func(snap coord.Snapshot) bool {
+		_, known := snap.Get(agentKey("a1"))
+		return known && len(linksTo(snap, "a1")) == 2
+	}
+	ties := []*tie{one.opens(p1), one.opens(p2)}
+	coordtest.Await(t, c1.member.View(), "both links are known", linked)
+	if err := c1.RemoveAgent(t.Context(), operator, "a1", true); err != nil {
+		t.Fatal(err)
+	}
+	for i, k := range ties {
+		select {
+		case err := <-k.ended:
+			if status.Code(err) != codes.Aborted || !strings.Contains(err.Error(), "removed") {
+				t.Errorf("link %d ended with %v, want that the agent was removed", i, err)
+			}
+		case <-time.After(patience):
+			t.Fatalf("link %d goes on", i)
+		}
+	}
+	one.opens(p1)
+	one.opens(p2)
+	coordtest.Await(t, c1.member.View(), "it is known again", linked)
+	list, err := c1.ListEvents(t.Context(), api.EventFilter{Kind: "agent.removed"})
+	if err != nil || len(list.Events) != 1 || list.Events[0].Detail["forced"] != "true" {
+		t.Errorf("events %+v, %v; want one that says that it was forced", list.Events, err)
 	}
 }
