@@ -143,6 +143,8 @@ resolve --as rerun.`,
 	return cmd
 }
 
+var finalStatuses = []string{"succeeded", "failed", "cancelled"}
+
 func newRequestFinishCommand(a *app) *cobra.Command {
 	opts := commandOptions{verb: "finish", once: true, obeyed: func(_, now api.Request) bool { return now.Status.Final() }}
 	var body struct {
@@ -166,10 +168,10 @@ cannot be taken back. uac request cancel is gentler: it waits for what runs.`,
 		},
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&body.As, "as", "", "`STATUS` of the request: succeeded, failed or cancelled")
+	fs.Var(choice(&body.As, finalStatuses), "as", "`STATUS` of the request: succeeded, failed or cancelled")
 	waitFlag(fs, &opts.wait)
 	whyFlag(fs, &opts.why)
-	_ = cmd.RegisterFlagCompletionFunc("as", cobra.FixedCompletions([]string{"succeeded", "failed", "cancelled"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("as", cobra.FixedCompletions(finalStatuses, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
