@@ -258,8 +258,8 @@ func newRequestChangeCommand(a *app) *cobra.Command {
 		Long: `Give a step of this request another definition; its process stays as it is. FILE
 has the fields of the step as they shall be, all of them, with the same name. The
 step must not have begun, or wait for another attempt; then its agent cannot
-change. To mend one that failed: hold the request, rerun the step, change it,
-release the request.`,
+change. To mend one that failed: hold the request, rerun the step with --from,
+change it, release the request.`,
 		Example:           "  uac request change 01JD8Z6V9YB6W7N2Q5T3R4S8XA --step switch -f switch.yaml",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeRequests(true),
