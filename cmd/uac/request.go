@@ -220,7 +220,7 @@ func recorded(opts commandOptions, req api.Request) string {
 }
 
 func newRequestCancelCommand(a *app) *cobra.Command {
-	// Who cancelled it is its reason; of one that is held, that it is held.
+	// Who cancelled it is its reason; of one that is held, who holds it until then.
 	opts := commandOptions{verb: "cancel", obeyed: func(_, now api.Request) bool { return now.Reason != "" }}
 	cmd := &cobra.Command{
 		Use:   "cancel REQUEST",
