@@ -99,7 +99,7 @@ func (Resolve) event() {}
 // obey is Next for an order.
 func obey(s State, o order, at Stamp) (State, Change, error) {
 	if s.Record.Status.Final() {
-		return s, Change{}, conflictf("the request has %s already", s.Record.Status)
+		return s, Change{}, conflictf("the request is %s already", s.Record.Status)
 	}
 	e := &edit{State: s, old: s, at: at}
 	if err := o.apply(e); err != nil {

@@ -132,7 +132,7 @@ func TestRefusedOrders(t *testing.T) {
 		want   error
 		text   string
 	}{
-		{"hold of a final request", []string{"a"}, "claim; exit a; hold", ErrConflict, "the request has succeeded already"},
+		{"hold of a final request", []string{"a"}, "claim; exit a; hold", ErrConflict, "the request is succeeded already"},
 		{"hold of a cancelled request", []string{"a"}, "claim; cancel; hold", ErrConflict, "the request is cancelled, nothing of it starts"},
 		{"hold of a step that runs", []string{"a"}, "claim; running a; hold a", ErrConflict, "step a is running already"},
 		{"hold of no step", []string{"a"}, "claim; hold b", ErrConflict, `there is no step "b"`},
@@ -146,7 +146,7 @@ func TestRefusedOrders(t *testing.T) {
 		{"skip of what is in doubt", []string{"a"}, "claim; unknown a; skip a", ErrConflict, "step a is in_doubt already"},
 		{"skip of what was cancelled", []string{"a", "b needs a"}, "claim; cancel; skip b", ErrConflict, "step b is cancelled already"},
 		{"skip of no step", []string{"a"}, "claim; skip b", ErrConflict, `there is no step "b"`},
-		{"rerun in a final request", []string{"a"}, "claim; exit a 1; rerun a", ErrConflict, "the request has failed already"},
+		{"rerun in a final request", []string{"a"}, "claim; exit a 1; rerun a", ErrConflict, "the request is failed already"},
 		{"rerun after a cancel", []string{"a", "b"}, "claim; exit a 1; cancel; rerun a", ErrConflict, "the request is cancelled, nothing of it starts"},
 		{"rerun of what runs", []string{"a"}, "claim; running a; rerun a", ErrConflict, "step a is running, it has not ended"},
 		{"rerun of what waits", []string{"a", "b needs a"}, "claim; rerun b", ErrConflict, "step b is waiting, it has not ended"},
@@ -157,11 +157,11 @@ func TestRefusedOrders(t *testing.T) {
 		{"rerun from, while a step after it is in doubt", []string{"a", "b needs a"}, "claim; exit a; unknown b; from a", ErrConflict, "step b is in doubt: resolve it"},
 		{"rerun from, while a step after it may be running", []string{"a", "b needs a agent a2", "c"}, "claim; exit a; unreachable a2; force b failed; from a", ErrConflict, "step b was given up and may be running on a2"},
 		{"rerun of no step", []string{"a"}, "claim; rerun b", ErrConflict, `there is no step "b"`},
-		{"finish of a final request", []string{"a"}, "claim; exit a; finish failed", ErrConflict, "the request has succeeded already"},
+		{"finish of a final request", []string{"a"}, "claim; exit a; finish failed", ErrConflict, "the request is succeeded already"},
 		{"finish as something else", []string{"a"}, "claim; finish running", ErrInvalid, `a request is finished as succeeded, failed or cancelled, not "running"`},
 		{"resolve of what runs", []string{"a"}, "claim; running a; resolve a failed", ErrConflict, "step a is running, not in doubt"},
 		{"resolve of what runs out of reach", []string{"a"}, "claim; running a; unreachable a1; resolve a failed", ErrConflict, `step a is running, not in doubt, and its agent a1 is unreachable: it may be running there still. It can be decided all the same, as success or failed, with --force (API: "force")`},
-		{"insert in a final request", []string{"a"}, "claim; exit a; after a x", ErrConflict, "the request has succeeded already"},
+		{"insert in a final request", []string{"a"}, "claim; exit a; after a x", ErrConflict, "the request is succeeded already"},
 		{"insert after a cancel", []string{"a"}, "claim; cancel; after a x", ErrConflict, "the request is cancelled, nothing of it starts"},
 		{"insert of a step that exists", []string{"a", "b needs a"}, "claim; before b a", ErrConflict, `there is a step "a" already`},
 		{"insert before a step that has begun", []string{"a"}, "claim; before a x", ErrConflict, "step a is dispatched already"},

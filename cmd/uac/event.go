@@ -48,6 +48,9 @@ type eventOptions struct {
 }
 
 func (o eventOptions) query(now time.Time) (url.Values, error) {
+	if err := checkLimit(o.limit); err != nil {
+		return nil, err
+	}
 	query := url.Values{"limit": {fmt.Sprint(o.limit)}}
 	for _, q := range []struct{ key, value string }{{"kind", o.kind}, {"subject", o.subject}, {"by", o.by}} {
 		if q.value != "" {

@@ -43,6 +43,9 @@ standard error says so.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeRequests(false),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("attempt") && (opts.attempt < 1 || opts.step == "") {
+				return usageError("--attempt %d: must be the number of an attempt, from 1, at --step", opts.attempt)
+			}
 			opts.id = args[0]
 			return runRequestLogs(cmd.Context(), a, opts)
 		},
@@ -55,9 +58,6 @@ standard error says so.`,
 }
 
 func runRequestLogs(ctx context.Context, a *app, opts logsOptions) error {
-	if opts.attempt < 0 || opts.attempt > 0 && opts.step == "" {
-		return usageError("--attempt: must be the number of an attempt, from 1, at --step")
-	}
 	c, err := a.newClient()
 	if err != nil {
 		return err

@@ -143,6 +143,8 @@ resolve --as rerun.`,
 	return cmd
 }
 
+var finalStatuses = []string{"succeeded", "failed", "cancelled"}
+
 func newRequestFinishCommand(a *app) *cobra.Command {
 	opts := commandOptions{verb: "finish", once: true, obeyed: func(_, now api.Request) bool { return now.Status.Final() }}
 	var body struct {
@@ -166,10 +168,10 @@ cannot be taken back. uac request cancel is gentler: it waits for what runs.`,
 		},
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&body.As, "as", "", "`STATUS` of the request: succeeded, failed or cancelled")
+	fs.Var(choice(&body.As, finalStatuses), "as", "`STATUS` of the request: succeeded, failed or cancelled")
 	waitFlag(fs, &opts.wait)
 	whyFlag(fs, &opts.why)
-	_ = cmd.RegisterFlagCompletionFunc("as", cobra.FixedCompletions([]string{"succeeded", "failed", "cancelled"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("as", cobra.FixedCompletions(finalStatuses, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
@@ -256,8 +258,8 @@ func newRequestChangeCommand(a *app) *cobra.Command {
 		Long: `Give a step of this request another definition; its process stays as it is. FILE
 has the fields of the step as they shall be, all of them, with the same name. The
 step must not have begun, or wait for another attempt; then its agent cannot
-change. To mend one that failed: hold the request, rerun the step, change it,
-release the request.`,
+change. To mend one that failed: hold the request, rerun the step with --from,
+change it, release the request.`,
 		Example:           "  uac request change 01JD8Z6V9YB6W7N2Q5T3R4S8XA --step switch -f switch.yaml",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeRequests(true),

@@ -135,7 +135,7 @@ cancelled, 7 in doubt. Interrupting the wait does not stop the request.`,
 	fs := cmd.Flags()
 	fs.StringArrayVarP(&opts.params, "param", "p", nil, "`KEY=VALUE` of a parameter (repeatable)")
 	fs.StringArrayVar(&opts.paramFiles, "param-file", nil, "`KEY=FILE` with the value of a parameter (repeatable)")
-	fs.StringVar(&opts.key, "idempotency-key", "", "`KEY` that stands for this run (default: a new one)")
+	fs.Var(idempotencyKey(&opts.key), "idempotency-key", "`KEY` that stands for this run (default: a new one)")
 	waitFlag(fs, &opts.wait)
 	whyFlag(fs, &opts.why)
 	return cmd

@@ -26,6 +26,7 @@ func newClusterNoun(a *app, use, short string, verbs ...*cobra.Command) *cobra.C
 	cmd := newNounCommand(use, short, verbs...)
 	cmd.GroupID = groupCluster
 	a.addClientFlags(cmd)
+	strict(cmd)
 	return cmd
 }
 

@@ -64,12 +64,12 @@ that cannot be read, the list has what it can, with a warning.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runRequestList(cmd.Context(), a, opts) },
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&opts.status, "status", "", "only those with this `STATUS`: "+strings.Join(requestStatuses, ", "))
+	fs.Var(choice(&opts.status, requestStatuses), "status", "only those with this `STATUS`: "+strings.Join(requestStatuses, ", "))
 	fs.StringVar(&opts.process, "process", "", "only those of this `PROCESS`")
 	fs.StringVar(&opts.agent, "agent", "", "only those with a step on this `AGENT`")
 	fs.StringVar(&opts.by, "by", "", "only those that this `TOKEN` asked for")
-	fs.StringVar(&opts.from, "from", "", "only those asked for at this `TIME` or later, like 2026-01-31T15:04:05Z")
-	fs.StringVar(&opts.to, "to", "", "only those asked for before this `TIME`")
+	fs.Var(timestamp(&opts.from), "from", "only those asked for at this `TIME` or later, like 2026-01-31T15:04:05Z")
+	fs.Var(timestamp(&opts.to), "to", "only those asked for before this `TIME`")
 	fs.StringVar(&opts.before, "before", "", "only those older than this `REQUEST`: the next page")
 	fs.BoolVar(&opts.open, "open", false, "only those that are not final")
 	fs.IntVar(&opts.limit, "limit", 50, "at most `N`")
@@ -80,6 +80,9 @@ that cannot be read, the list has what it can, with a warning.`,
 }
 
 func runRequestList(ctx context.Context, a *app, opts listOptions) error {
+	if err := checkLimit(opts.limit); err != nil {
+		return err
+	}
 	c, err := a.newClient()
 	if err != nil {
 		return err
@@ -217,7 +220,7 @@ func recorded(opts commandOptions, req api.Request) string {
 }
 
 func newRequestCancelCommand(a *app) *cobra.Command {
-	// Who cancelled it is its reason; of one that is held, that it is held.
+	// Who cancelled it is its reason; of one that is held, who holds it until then.
 	opts := commandOptions{verb: "cancel", obeyed: func(_, now api.Request) bool { return now.Reason != "" }}
 	cmd := &cobra.Command{
 		Use:   "cancel REQUEST",
@@ -285,7 +288,7 @@ its agent comes back, the attempt is ended.`,
 	}
 	fs := cmd.Flags()
 	fs.StringVar(&as.Step, "step", "", "`STEP` to decide")
-	fs.StringVar(&as.As, "as", "", "`VERDICT` on it: success, failed or rerun")
+	fs.Var(choice(&as.As, resolutions), "as", "`VERDICT` on it: success, failed or rerun")
 	fs.BoolVar(&as.Force, "force", false, "also if its agent is unreachable and it may be running")
 	waitFlag(fs, &opts.wait)
 	whyFlag(fs, &opts.why)

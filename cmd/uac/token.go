@@ -53,7 +53,12 @@ For a node that joins, ROLE is agent or relay. The token is good for one node, f
   uac token create --role relay --name r1 --host 10.0.9.1
   uac token create --role operator --name alice --ttl 720h`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return runTokenCreate(cmd.Context(), a, opts) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("ttl") && opts.ttl <= 0 {
+				return usageError("--ttl %s: must be more than 0; leave the flag out for the default", opts.ttl)
+			}
+			return runTokenCreate(cmd.Context(), a, opts)
+		},
 	}
 	fs := cmd.Flags()
 	fs.StringVar(&opts.role, "role", "", "`ROLE`: "+strings.Join(tokenRoles, ", "))
@@ -81,9 +86,6 @@ func runTokenCreate(ctx context.Context, a *app, opts tokenOptions) error {
 		return usageError("--role %s: a %[1]s does not join with a token; make its directory with uac pki issue", opts.role)
 	case !slices.Contains(tokenRoles, opts.role):
 		return usageError("--role %q: must be one of %s", opts.role, strings.Join(tokenRoles, ", "))
-	}
-	if opts.ttl < 0 {
-		return usageError("--ttl %s: must not be negative", opts.ttl)
 	}
 	c, err := a.newClient()
 	if err != nil {

@@ -72,6 +72,16 @@ func TestOrders(t *testing.T) {
 		a.quiet(c1)
 		same(t, "the audit", []string{"request.accepted", "request.hold", "request.release", "request.hold"}, c1.events(id))
 	})
+	t.Run("cancel of what is held", func(t *testing.T) {
+		a, id, one := begin(t)
+		a.running(one)
+		steer(t, id, api.Order{Verb: "hold"})
+		steer(t, id, api.Order{Verb: "cancel"})
+		a.killed()
+		same(t, "the reason", "cancelled by op: because", reason(t, id, ""))
+		a.report(id, "one", 1, wire.State_EXITED, &wire.End{Code: 143, Stopped: wire.Stop_KILLED})
+		same(t, "the reason at the end", "cancelled by op: because", c1.awaitStatus(id, roles.RequestCancelled).Reason)
+	})
 	t.Run("hold and release a step", func(t *testing.T) {
 		a, id, one := begin(t)
 		steer(t, id, api.Order{Verb: "hold", Step: "two"})

@@ -299,12 +299,12 @@ func (c *Controller) view(snap coord.Snapshot, state roles.State, claim claimRec
 	switch {
 	case v.Finish != nil:
 		r.Reason = said("finished", v.Finish)
+	case v.Cancel != nil: // also of one that is held: no release lets it go on
+		r.Reason = said("cancelled", v.Cancel)
 	case v.HeldBy != nil:
 		r.Reason = said("held", v.HeldBy)
 	case v.Held:
 		r.Reason = "held: the cluster went on after a loss of history; release it when you have looked"
-	case v.Cancel != nil:
-		r.Reason = said("cancelled", v.Cancel)
 	}
 	if claim.Node != "" {
 		r.Fence = fmt.Sprintf("%d.%d", fence.Generation, fence.Revision)

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"uac/roles/controller/api/apitest"
+)
+
+// A value that no flag can have is refused before anything is asked, with the name of
+// the flag and the value.
+func TestFlagValues(t *testing.T) {
+	c := newCluster(t, sampleState())
+	id := apitest.RequestID(2)
+	const empty = "it is empty; leave the flag out, or give it a value"
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"request", "hold", id, "--step", ""}, `uac request hold: invalid argument "" for "--step" flag: ` + empty},
+		{[]string{"request", "release", id, "--step="}, `uac request release: invalid argument "" for "--step" flag: ` + empty},
+		{[]string{"request", "logs", id, "--step", ""}, `uac request logs: invalid argument "" for "--step" flag: ` + empty},
+		{[]string{"request", "list", "--process", ""}, `uac request list: invalid argument "" for "--process" flag: ` + empty},
+		{[]string{"request", "list", "--status", ""}, `uac request list: invalid argument "" for "--status" flag: ` + empty},
+		{[]string{"event", "list", "--subject", ""}, `uac event list: invalid argument "" for "--subject" flag: ` + empty},
+		{[]string{"node", "switchover", "--to", "", "--yes"}, `uac node switchover: invalid argument "" for "--to" flag: ` + empty},
+		{[]string{"agent", "cluster", "suspend", "web", "--agent", ""}, `uac agent cluster suspend: invalid argument "" for "--agent" flag: ` + empty},
+		{[]string{"token", "create", "--role", "agent", "--name", ""}, `uac token create: invalid argument "" for "--name" flag: ` + empty},
+		{[]string{"process", "run", "nightly", "--idempotency-key", ""}, `uac process run: invalid argument "" for "--idempotency-key" flag: ` + empty},
+
+		{[]string{"request", "list", "--status", "failed", "--status", "cancelled"}, `uac request list: invalid argument "cancelled" for "--status" flag: it is given twice, and was "failed" before`},
+		{[]string{"request", "hold", id, "--step", "a", "--step", "b"}, `uac request hold: invalid argument "b" for "--step" flag: it is given twice, and was "a" before`},
+
+		{[]string{"request", "list", "--status", "canceled"}, `uac request list: invalid argument "canceled" for "--status" flag: must be one of ` + strings.Join(requestStatuses, ", ") + "; did you mean cancelled?"},
+		{[]string{"request", "list", "--from", "yesterday"}, `uac request list: invalid argument "yesterday" for "--from" flag: must be a time with its zone, like 2026-01-31T15:04:05Z`},
+		{[]string{"request", "list", "--to", "2026-01-02"}, `uac request list: invalid argument "2026-01-02" for "--to" flag: must be a time with its zone, like 2026-01-31T15:04:05Z`},
+		{[]string{"request", "list", "--limit", "0"}, "--limit 0: must be from 1 to 10000"},
+		{[]string{"event", "list", "--limit", "10001"}, "--limit 10001: must be from 1 to 10000"},
+		{[]string{"token", "create", "--role", "viewer", "--ttl", "0s"}, "--ttl 0s: must be more than 0; leave the flag out for the default"},
+		{[]string{"token", "create", "--role", "agent", "--ttl", "-1h"}, "--ttl -1h0m0s: must be more than 0; leave the flag out for the default"},
+		{[]string{"request", "logs", id, "--step", "backup", "--attempt", "0"}, "--attempt 0: must be the number of an attempt, from 1, at --step"},
+		{[]string{"request", "logs", id, "--attempt", "1"}, "--attempt 1: must be the number of an attempt, from 1, at --step"},
+		{[]string{"request", "resolve", id, "--step", "backup", "--as", "maybe"}, `uac request resolve: invalid argument "maybe" for "--as" flag: must be one of success, failed, rerun`},
+		{[]string{"request", "finish", id, "--as", "running"}, `uac request finish: invalid argument "running" for "--as" flag: must be one of succeeded, failed, cancelled`},
+		{[]string{"process", "run", "nightly", "--idempotency-key", "a b"}, `uac process run: invalid argument "a b" for "--idempotency-key" flag: must be at most 255 letters, digits and signs of ASCII, without spaces`},
+	} {
+		got := c.run(t, tt.args...)
+		if want := (result{code: exitUsage, stderr: "error: " + tt.want + "\n"}); got != want {
+			t.Errorf("%q\ngot  %+v\nwant %+v", tt.args, got, want)
+		}
+	}
+	// A reason may be empty, and what is left out is no filter.
+	if got := c.run(t, "request", "hold", id, "--why", ""); got.code != exitDone {
+		t.Errorf("hold without a reason: %+v", got)
+	}
+}
