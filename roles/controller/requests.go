@@ -337,6 +337,8 @@ func (c *Controller) view(snap coord.Snapshot, state roles.State, claim claimRec
 				by += " (" + st.Reason + ")"
 			}
 			r.Steps[i].Reason = by
+		case st.Status == roles.StepReady && st.BackingOff && !v.Status.Final():
+			r.Steps[i].Reason = fmt.Sprintf("attempt %d has failed; the next one follows %v after it", st.Attempt, time.Duration(def.Retry.Delay))
 		case st.Reason != "":
 		case st.Frozen:
 			r.Steps[i].Reason = "frozen: its output waits for the shared mount"

@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+
+	"uac/roles"
 )
 
 // TestWaiting compares the queues with a list: whatever comes and goes, what is due
@@ -81,5 +84,21 @@ func TestWaiting(t *testing.T) {
 	})
 	if a, b := (waiter{priority: 1, id: "R2"}), (waiter{id: "R1"}); a.compare(b) >= 0 {
 		t.Error("the older one goes before the one with the higher priority")
+	}
+}
+
+// A step between two attempts says so.
+func TestWaitsForItsRetry(t *testing.T) {
+	w := newWorld(t, worldOptions{controllers: 1})
+	c1 := w.node("c1")
+	a1 := w.agent(c1, "a1", nil)
+	one := step("one", "a1")
+	one.Retry = roles.Retry{Attempts: 2, Delay: roles.Duration(time.Hour)}
+	c1.apply(process("p", one))
+	r := c1.accept("p")
+	a1.exited(a1.start(), 1)
+	got := c1.awaitStep(r.ID, "one", roles.StepReady)
+	if want := "attempt 1 has failed; the next one follows 1h0m0s after it"; got.Reason != want {
+		t.Errorf("the step says %q, want %q", got.Reason, want)
 	}
 }
