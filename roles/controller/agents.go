@@ -8,6 +8,7 @@ import (
 
 	"uac/coord"
 	"uac/roles"
+	"uac/roles/controller/api"
 	"uac/roles/wire"
 )
 
@@ -57,6 +58,8 @@ type agentBook struct {
 	asking, missing map[string]bool
 	// twins are agents that may be two machines.
 	twins map[string]bool
+	// journals are the last changes of an agent's journal that were told.
+	journals map[string]string
 }
 
 func newAgentBook() *agentBook {
@@ -67,6 +70,8 @@ func newAgentBook() *agentBook {
 		asking:  map[string]bool{},
 		missing: map[string]bool{},
 		twins:   map[string]bool{},
+
+		journals: map[string]string{},
 	}
 }
 
@@ -143,7 +148,7 @@ func (d *desk) meet(o *owned, agent string, journal roles.Journal) {
 		d.apply(o, roles.AgentReachable{Agent: agent})
 	}
 	if other {
-		d.apply(o, roles.JournalChanged{Agent: agent, Journal: journal.ID})
+		d.journalChanged(o, roles.JournalChanged{Agent: agent, Journal: journal.ID})
 	}
 	if behind && !o.state.Record.Status.Final() {
 		// Either reports over another link were faster than this hello, or the
@@ -155,6 +160,30 @@ func (d *desk) meet(o *owned, agent string, journal roles.Journal) {
 		}
 	}
 	d.perform(o)
+}
+
+// journalChanged tells a request that an agent's journal is not what it was. If that
+// puts steps in doubt, operators are told why, once for each journal.
+func (d *desk) journalChanged(o *owned, ev roles.JournalChanged) {
+	change, told := "another", ev.Journal
+	if ev.WentBack {
+		change = "went back"
+		if r := d.linkTo(ev.Agent); r != nil {
+			told += " " + r.nonce()
+		}
+	}
+	var writes []coord.Write
+	for _, st := range o.state.Steps {
+		lost := st.Agent == ev.Agent && (st.Status == roles.StepDispatched || st.Status == roles.StepRunning) &&
+			(ev.WentBack || st.Dispatch.Journal.ID != ev.Journal)
+		if lost && d.agents.journals[ev.Agent] != told {
+			d.agents.journals[ev.Agent] = told
+			writes = append(writes, d.c.event(api.Event{Kind: "agent.journal", Subject: ev.Agent, Detail: map[string]string{
+				"change": change, "journal": ev.Journal, "known": st.Dispatch.Journal.ID, "request": o.id,
+			}}))
+		}
+	}
+	d.apply(o, ev, writes...)
 }
 
 // linkDown takes a link out of use; another controller may still hold one.

@@ -419,3 +419,25 @@ func TestUnreadable(t *testing.T) {
 	c1.on(func(d *desk) { d.sweep(true) })
 	a.quiet(c1)
 }
+
+// That an agent's journal is not what it was is told once, however many requests had
+// steps there, and not if nothing was out.
+func TestChangedJournalIsTold(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	c1 := w.node("c1")
+	a := w.agent(c1, "a1", nil)
+	c1.apply(process("p", step("one", "a1")))
+	var ids []string
+	for range 2 {
+		ids = append(ids, c1.accept("p").ID)
+		a.running(a.start())
+	}
+	c1.settle()
+	a.reconnect(c1, "another", 100)
+	for _, id := range ids {
+		c1.awaitStep(id, "one", roles.StepInDoubt)
+	}
+	a.reconnect(c1, "a third", 100)
+	c1.settle()
+	same(t, "events", []string{"agent.journal"}, c1.events("a1"))
+}

@@ -72,7 +72,7 @@ func (d *desk) refused(o *owned, agent string, ref *wire.Refusal) {
 		// The command named a journal and a counter that had been reported before
 		// it was sent. With the same id, the journal has gone back since.
 		id := ref.GetJournal().GetId()
-		d.apply(o, roles.JournalChanged{Agent: agent, Journal: id, WentBack: o.reported(agent, id) > 0})
+		d.journalChanged(o, roles.JournalChanged{Agent: agent, Journal: id, WentBack: o.reported(agent, id) > 0})
 	case wire.Refusal_SUPERSEDED, wire.Refusal_FINAL, wire.Refusal_MALFORMED:
 		// The agent will never run it, and what it knows is not what is stored
 		// here: for an operator to look at.

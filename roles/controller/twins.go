@@ -23,7 +23,8 @@ import (
 // twinPatience is how long the older link may take to answer.
 const twinPatience = time.Second
 
-// An agent's twins are told of once every twinEventEvery.
+// That one process of an agent is refused is told once every twinEventEvery. When the
+// roles are reversed, because the older one was restarted, that is news.
 const twinEventEvery = 10 * time.Minute
 
 // twins says whether two hellos come from two processes. An agent that does not
@@ -153,7 +154,7 @@ func (c *Controller) soleAt(ctx context.Context, controller string, l *link) err
 // is told.
 func (c *Controller) refuseTwin(l *link, older side) error {
 	err := &twinError{agent: l.agent, older: older, refused: side{l.hello.GetHost(), l.from, c.cfg.Name}}
-	if !c.told.allow(l.agent) {
+	if !c.told.allow(l.agent + "/" + l.hello.GetInstance()) {
 		return err
 	}
 	c.log.Warn("two machines with one identity", "agent", l.agent, "older", older.String(), "refused", err.refused.String())

@@ -159,6 +159,9 @@ func TestTwinsAtOneController(t *testing.T) {
 	newer := two.opens(p)
 	one.refused(p, "host-of-two")
 	newer.lives(c1)
+	if got := strings.Join(c1.events("a1"), " "); got != "agent.duplicate agent.duplicate" {
+		t.Errorf("events %q, want another one when the roles are reversed", got)
+	}
 
 	// A machine that does not answer is no twin: it is switched off, or hangs.
 	two.mute.Store(true)
@@ -238,8 +241,8 @@ func TestTwinsAtTwoControllers(t *testing.T) {
 		t.Errorf("the newer of two links ended with %v, want that there is another one", err)
 	}
 	back.lives(c1)
-	if got := strings.Join(c2.events("a1"), " "); strings.Count(got, "agent.duplicate") != 2 {
-		t.Errorf("events %q, want one of the twins from each controller", got)
+	if got := strings.Join(c2.events("a1"), " "); strings.Count(got, "agent.duplicate") != 3 {
+		t.Errorf("events %q, want one from each controller for each process that it refused", got)
 	}
 }
 
