@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"strings"
+	"syscall"
 	"testing"
 
 	"uac/roles/controller/api/apitest"
@@ -52,5 +54,25 @@ func TestFlagValues(t *testing.T) {
 	// A reason may be empty, and what is left out is no filter.
 	if got := c.run(t, "request", "hold", id, "--why", ""); got.code != exitDone {
 		t.Errorf("hold without a reason: %+v", got)
+	}
+}
+
+// full is a disk on which there is no room.
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+// That nothing can be printed is said once, however many steps have written something.
+func TestLogsThatCannotBePrinted(t *testing.T) {
+	c := newCluster(t, sampleState())
+	for _, flags := range [][]string{nil, {"--follow"}, {"--follow", "--step", "switch"}} {
+		var stderr bytes.Buffer
+		code := run(t.Context(), env{
+			args: append([]string{"request", "logs", apitest.RequestID(1)}, flags...), stdin: strings.NewReader(""),
+			environ: c.vars, stdout: stream{Writer: full{}}, stderr: stream{Writer: &stderr},
+		}, nil)
+		if want := "error: print the output: no space left on device\n"; code != exitFailed || stderr.String() != want {
+			t.Errorf("%q: code %d, %q, want %q", flags, code, stderr.String(), want)
+		}
 	}
 }
