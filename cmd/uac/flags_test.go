@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -74,5 +75,24 @@ func TestLogsThatCannotBePrinted(t *testing.T) {
 		if want := "error: print the output: no space left on device\n"; code != exitFailed || stderr.String() != want {
 			t.Errorf("%q: code %d, %q, want %q", flags, code, stderr.String(), want)
 		}
+	}
+}
+
+// A file where a directory is needed is wrong usage, and stays as it is.
+func TestAFileIsNoDirectory(t *testing.T) {
+	file := configFile(t, "as it was")
+	for _, tt := range []struct{ args, want string }{
+		{"mount init " + file, file + " is not a directory"},
+		{"dev --dir " + file, "--dir: " + file + " is not a directory"},
+		{"dev --dir " + file + "/below", "--dir: " + file + " is not a directory"},
+		{"dev stop --dir " + file, "--dir: " + file + " is not a directory"},
+	} {
+		got := execute(t, nil, nil, strings.Fields(tt.args)...)
+		if want := (result{code: exitUsage, stderr: "error: " + tt.want + "\n"}); got != want {
+			t.Errorf("%s\ngot  %+v\nwant %+v", tt.args, got, want)
+		}
+	}
+	if text, err := os.ReadFile(file); err != nil || string(text) != "as it was" {
+		t.Errorf("the file now: %q, %v", text, err)
 	}
 }
