@@ -111,13 +111,24 @@ func devDir(dir string) (string, error) {
 		return "", err
 	}
 	if path, err := filepath.EvalSymlinks(abs); err == nil {
-		return path, nil
+		return path, checkDir(path)
 	}
 	parent, err := filepath.EvalSymlinks(filepath.Dir(abs))
 	if err != nil {
 		return "", usageError("--dir: %w", err)
 	}
+	if err := checkDir(parent); err != nil {
+		return "", err
+	}
 	return filepath.Join(parent, filepath.Base(abs)), nil
+}
+
+// checkDir refuses a file where --dir needs a directory.
+func checkDir(path string) error {
+	if info, err := os.Stat(path); err == nil && !info.IsDir() {
+		return usageError("--dir: %s is not a directory", path)
+	}
+	return nil
 }
 
 func (o devOptions) check() error {

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"bytes"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"uac/roles/controller/api/apitest"
@@ -52,5 +55,44 @@ func TestFlagValues(t *testing.T) {
 	// A reason may be empty, and what is left out is no filter.
 	if got := c.run(t, "request", "hold", id, "--why", ""); got.code != exitDone {
 		t.Errorf("hold without a reason: %+v", got)
+	}
+}
+
+// full is a disk on which there is no room.
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+// That nothing can be printed is said once, however many steps have written something.
+func TestLogsThatCannotBePrinted(t *testing.T) {
+	c := newCluster(t, sampleState())
+	for _, flags := range [][]string{nil, {"--follow"}, {"--follow", "--step", "switch"}} {
+		var stderr bytes.Buffer
+		code := run(t.Context(), env{
+			args: append([]string{"request", "logs", apitest.RequestID(1)}, flags...), stdin: strings.NewReader(""),
+			environ: c.vars, stdout: stream{Writer: full{}}, stderr: stream{Writer: &stderr},
+		}, nil)
+		if want := "error: print the output: no space left on device\n"; code != exitFailed || stderr.String() != want {
+			t.Errorf("%q: code %d, %q, want %q", flags, code, stderr.String(), want)
+		}
+	}
+}
+
+// A file where a directory is needed is wrong usage, and stays as it is.
+func TestAFileIsNoDirectory(t *testing.T) {
+	file := configFile(t, "as it was")
+	for _, tt := range []struct{ args, want string }{
+		{"mount init " + file, file + " is not a directory"},
+		{"dev --dir " + file, "--dir: " + file + " is not a directory"},
+		{"dev --dir " + file + "/below", "--dir: " + file + " is not a directory"},
+		{"dev stop --dir " + file, "--dir: " + file + " is not a directory"},
+	} {
+		got := execute(t, nil, nil, strings.Fields(tt.args)...)
+		if want := (result{code: exitUsage, stderr: "error: " + tt.want + "\n"}); got != want {
+			t.Errorf("%s\ngot  %+v\nwant %+v", tt.args, got, want)
+		}
+	}
+	if text, err := os.ReadFile(file); err != nil || string(text) != "as it was" {
+		t.Errorf("the file now: %q, %v", text, err)
 	}
 }

@@ -74,7 +74,11 @@ func runRequestLogs(ctx context.Context, a *app, opts logsOptions) error {
 	if !opts.follow {
 		var errs []error
 		for _, at := range t.fresh(req) {
-			errs = append(errs, t.read(ctx, *c, at, 0))
+			err := t.read(ctx, *c, at, 0)
+			if errors.Is(err, errPrint) {
+				return err // so would every other
+			}
+			errs = append(errs, err)
 		}
 		return errors.Join(errs...)
 	}
@@ -165,6 +169,8 @@ func (t *tails) fresh(req api.Request) []attempt {
 
 // follow prints until the request is final or in doubt.
 func (t *tails) follow(ctx context.Context) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	var wg sync.WaitGroup
 	var mu sync.Mutex // guards errs
 	var errs []error
@@ -173,7 +179,10 @@ func (t *tails) follow(ctx context.Context) error {
 		for _, at := range t.fresh(req) {
 			c := *t.c // a client serves one goroutine
 			wg.Go(func() {
-				if err := t.tail(ctx, live, c, at); err != nil {
+				switch err := t.tail(ctx, live, c, at); {
+				case errors.Is(err, errPrint):
+					stop(err) // nobody can print any more
+				case err != nil:
 					mu.Lock()
 					defer mu.Unlock()
 					errs = append(errs, err)
@@ -184,6 +193,9 @@ func (t *tails) follow(ctx context.Context) error {
 	// What was written before the end is there; nothing more is waited for.
 	endLive()
 	wg.Wait()
+	if cause := context.Cause(ctx); errors.Is(cause, errPrint) {
+		return cause
+	}
 	if err == nil {
 		err = t.opts.find(last)
 	}
@@ -201,6 +213,8 @@ func (t *tails) tail(ctx, live context.Context, c client, at attempt) error {
 		switch code := codeOf(err); {
 		case err == nil:
 			return nil
+		case errors.Is(err, errPrint):
+			return err
 		case n > 0:
 			pause = 50 * time.Millisecond
 		case code == exitForbidden || code == exitUsage:
@@ -243,6 +257,9 @@ func (t *tails) read(ctx context.Context, c client, at attempt, offset int64) er
 // errBroken is returned by a copy that broke off.
 var errBroken = errors.New("the output broke off")
 
+// errPrint is returned by a copy whose output cannot be written where the user wants it.
+var errPrint = errors.New("print the output")
+
 // copy prints what a server has of an attempt from offset on, and returns how far it
 // came. Parts that are gone are left out, and told of.
 func (t *tails) copy(ctx context.Context, c client, at attempt, offset int64, follow bool) (int64, error) {
@@ -278,7 +295,7 @@ func (t *tails) copyPart(ctx context.Context, c client, at attempt, offset int64
 		k, err := resp.Body.Read(piece)
 		if k > 0 {
 			if err := t.out.write(at, piece[:k]); err != nil {
-				return n, 0, err
+				return n, 0, fmt.Errorf("%w: %w", errPrint, err)
 			}
 			n += int64(k)
 		}
@@ -288,7 +305,10 @@ func (t *tails) copyPart(ctx context.Context, c client, at attempt, offset int64
 			if err == nil {
 				return n, next, nil
 			}
-			return n, 0, t.out.flush(at)
+			if err := t.out.flush(at); err != nil {
+				return n, 0, fmt.Errorf("%w: %w", errPrint, err)
+			}
+			return n, 0, nil
 		case err != nil:
 			return n, 0, fmt.Errorf("output of step %s: %w: %w", at.step, errBroken, err)
 		}

@@ -123,6 +123,9 @@ func runMountInit(a *app, dir, cluster string) error {
 	if err != nil {
 		return err
 	}
+	if info, err := os.Stat(dir); err == nil && !info.IsDir() {
+		return usageError("%s is not a directory", dir)
+	}
 	s, err := mount.Init(dir, cluster)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
