@@ -56,11 +56,24 @@ func (n *node) about(subject string, role roles.Role) []api.Event {
 	return out
 }
 
+// activeFirst returns the two controllers of a world, the Active first.
+func (w *world) activeFirst() (active, other *node) {
+	w.t.Helper()
+	active, other = w.node("c1"), w.node("c2")
+	coordtest.Await(w.t, active.member.View(), "somebody leads", func(coord.Snapshot) bool {
+		if other.leads() {
+			active, other = other, active
+		}
+		return active.leads()
+	})
+	return active, other
+}
+
 // TestAbsentAgent: that an agent is out of reach, and back, is told once each, whoever
 // is Active, and not of one that comes back soon.
 func TestAbsentAgent(t *testing.T) {
 	w := newWorld(t, worldOptions{controllers: 2, watches: 1})
-	c1, c2 := w.node("c1"), w.node("c2")
+	c1, c2 := w.activeFirst()
 	a := w.agent(c1, "a1", nil)
 	a.link.hello.Via = []string{"r1"}
 	c1.presenceChanged("a1")
@@ -91,7 +104,7 @@ func TestAbsentAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	since := seen.LastSeen.UTC().Format(time.RFC3339)
-	want := []api.Event{{Kind: "agent.unreachable", Detail: map[string]string{"host": "host-a1", "link": "c2", "since": since}}}
+	want := []api.Event{{Kind: "agent.unreachable", Detail: map[string]string{"host": "host-a1", "link": c2.cfg.Name, "since": since}}}
 	if d := cmp.Diff(want, c1.about("a1", roles.RoleAgent)); d != "" {
 		t.Errorf("events of an agent that is away (-want +got):\n%s", d)
 	}
@@ -103,7 +116,7 @@ func TestAbsentAgent(t *testing.T) {
 	a.connect(c1)
 	later.after(0)
 	active.after(0)
-	want = append(want, api.Event{Kind: "agent.back", Detail: map[string]string{"links": "c1", "away_since": since}})
+	want = append(want, api.Event{Kind: "agent.back", Detail: map[string]string{"links": c1.cfg.Name, "away_since": since}})
 	if d := cmp.Diff(want, c1.about("a1", roles.RoleAgent)); d != "" {
 		t.Errorf("events of an agent that is back (-want +got):\n%s", d)
 	}
@@ -152,7 +165,7 @@ func TestAbsentRelay(t *testing.T) {
 	since := gone.LastSeen.UTC().Format(time.RFC3339)
 	want := []api.Event{
 		{Kind: "relay.unreachable", Detail: map[string]string{"host": "host-r1", "since": since}},
-		{Kind: "relay.back", Detail: map[string]string{"links": "c1", "away_since": since}},
+		{Kind: "relay.back", Detail: map[string]string{"links": c1.cfg.Name, "away_since": since}},
 	}
 	if d := cmp.Diff(want, c1.about("r1", roles.RoleRelay)); d != "" {
 		t.Errorf("events (-want +got):\n%s", d)

@@ -214,10 +214,13 @@ func TestMovedOnlyWhenTold(t *testing.T) {
 // awaitLead waits until a controller is Active.
 func (n *node) awaitLead() {
 	n.w.t.Helper()
-	coordtest.Await(n.w.t, n.member.View(), n.cfg.Name+" leads", func(coord.Snapshot) bool {
-		s := n.session.Load()
-		return s != nil && s.Term() != nil && s.Term().Check() == nil
-	})
+	coordtest.Await(n.w.t, n.member.View(), n.cfg.Name+" leads", func(coord.Snapshot) bool { return n.leads() })
+}
+
+// leads reports whether a controller is Active, by what it knows itself.
+func (n *node) leads() bool {
+	s := n.session.Load()
+	return s != nil && s.Term() != nil && s.Term().Check() == nil
 }
 
 // quietMover returns a mover of its own on a controller whose own one has nothing to do.
@@ -326,16 +329,7 @@ func (s spy) Create(ctx context.Context, name string, data []byte) error {
 // Whatever ends a move between its steps, each request is shown exactly once.
 func TestMoveIsAllOrNothing(t *testing.T) {
 	w := newWorld(t, hotFor(t, 2, time.Hour, 1_000_000))
-	active := w.node("c1")
-	coordtest.Await(t, active.member.View(), "somebody leads", func(coord.Snapshot) bool {
-		for _, n := range w.all() {
-			if s := n.session.Load(); s != nil && s.Term() != nil && s.Term().Check() == nil {
-				active = n
-				return true
-			}
-		}
-		return false
-	})
+	active, _ := w.activeFirst()
 	ids := putFinished(t, active, 3*maxMoved/2, nil)
 	mover := func() *mover {
 		m := quietMover(t, active)
