@@ -143,9 +143,15 @@ func processKinds(t target) []Kind {
 		return func(chance *rand.Rand) Fault {
 			n, node := chance.IntN(100), ""
 			return &fault{
-				name:   what + " " + t.name,
-				inject: func(c *Cluster) error { node = t.pick(c, n); return inject(c, node) },
-				heal:   func(c *Cluster) error { return heal(c, node) },
+				name: what + " " + t.name,
+				inject: func(c *Cluster) error {
+					node = t.pick(c, n)
+					if c.node(node).PID == 0 { // of another fault that it was given at the same time
+						return fmt.Errorf("%w: %s does not run", errNotInjected, node)
+					}
+					return inject(c, node)
+				},
+				heal: func(c *Cluster) error { return heal(c, node) },
 			}
 		}
 	}

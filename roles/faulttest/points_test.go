@@ -3,6 +3,7 @@ package faulttest
 import (
 	"cmp"
 	"errors"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"slices"
@@ -168,6 +169,17 @@ func TestFaultsThatDoNothing(t *testing.T) {
 		}
 		if !errors.Is(err, errNotInjected) {
 			t.Errorf("%s: %v, want %v", f.Name(), err, errNotInjected)
+		}
+	}
+	// What is done to a node that another fault has killed already.
+	c.kill("a1", "a2")
+	for _, k := range processKinds(target{name: "an agent", role: "agent", pick: func(*Cluster, int) string { return "a1" }}) {
+		if k.Name == "crash point" {
+			continue // it starts what it kills
+		}
+		f := k.Make(rand.New(rand.NewPCG(1, 1)))
+		if err := f.Inject(c); !errors.Is(err, errNotInjected) {
+			t.Errorf("%s, which does not run: %v, want %v", f.Name(), err, errNotInjected)
 		}
 	}
 }
