@@ -244,8 +244,7 @@ func TestEmptyBatchesTogether(t *testing.T) {
 				began := time.Now()
 				go c.run(ctx) //nolint:errcheck // it ends with the test
 				if tc.others != 0 {
-					time.Sleep(tc.others)
-					signal(c.others)
+					time.AfterFunc(tc.others, func() { signal(c.others) })
 				}
 				if got := (<-wrote).Sub(began); got != tc.want {
 					t.Errorf("empty batch after %v, want %v", got, tc.want)
