@@ -60,7 +60,7 @@ func TestLifelineAloneProvesNothing(t *testing.T) {
 			synctest.Wait()
 			for _, n := range []*testNode{c2, w1} {
 				if s := n.status("c1"); s.Evidence != "" || !s.Dialed || !s.Accepted {
-					t.Errorf("%s: %+v", n.facts.node, s)
+					t.Errorf("%s takes the end of a lifeline for a death: %+v", n.facts.node, s)
 				}
 			}
 			if err := c1.Check(); err != nil {

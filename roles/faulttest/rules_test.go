@@ -84,9 +84,9 @@ func rules() []rule {
 			name: "the end of a lifeline is no death while the port answers", without: "the network resets a connection; the living Active is declared dead while it trusts itself",
 			file: "coord/lifeline.go", replacement: replacement{
 				"\t\tif err == nil {\n\t\t\tcloseNow(conn)\n\t\t\treturn // it lives, and opens another\n\t\t}\n\t\tif refused(err) {\n",
-				"\t\tif _ = conn; true {\n",
+				"\t\tif _, _ = conn, err; true {\n",
 			},
-			pkg: "./coord", test: "TestLifelineAloneProvesNothing", says: "Evidence:refused",
+			pkg: "./coord", test: "TestLifelineAloneProvesNothing", says: "takes the end of a lifeline for a death",
 		},
 		{
 			name: "a lifeline tells of its own process", without: "a node restarts; what is left of its former process ends late, and the new session is declared dead",
