@@ -274,7 +274,7 @@ func TestKilled(t *testing.T) {
 	if _, err := fmt.Sscan(string(line[:n]), &addr, &child); err != nil {
 		t.Fatalf("the process says %q: %v", line[:n], err)
 	}
-	defer syscall.Kill(child, syscall.SIGKILL)
+	defer func() { _ = syscall.Kill(child, syscall.SIGKILL) }()
 	c, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatalf("it does not listen: %v", err)
