@@ -180,6 +180,28 @@ type TLSFiles struct {
 	ServerName    string
 }
 
+// Lifelines are connections that carry nothing. The kernel ends them, and stops
+// listening, before all else when the process is killed.
+type Lifelines struct {
+	// Listener yields authenticated lifelines of other members. The member closes it.
+	// It stops listening, like Deps.Pulses, when the process is killed and not later
+	// than a lifeline that Hold has taken over ends.
+	Listener net.Listener
+	// Dial opens an authenticated lifeline to a peer.
+	Dial func(ctx context.Context, p Peer) (net.Conn, error)
+	// Hold takes over a connection that Dial has opened. If it fails, that is still
+	// the caller's to close.
+	Hold func(net.Conn) (Lifeline, error)
+}
+
+// Lifeline is a connection that was taken over.
+type Lifeline interface {
+	// Done is closed when the connection has ended.
+	Done() <-chan struct{}
+	// Close ends it.
+	Close() error
+}
+
 // Deps are what a member needs from its surroundings.
 type Deps struct {
 	Log *slog.Logger
@@ -192,6 +214,9 @@ type Deps struct {
 	DialPulse func(ctx context.Context, p Peer) (net.Conn, error)
 	// PulsePeer returns the name in the certificate of a pulse connection.
 	PulsePeer func(net.Conn) (string, error)
+	// Lifelines let the others know a few milliseconds sooner that this process was
+	// killed; nil without.
+	Lifelines *Lifelines
 	// Version of this build, shown to peers.
 	Version string
 	// Point, if set, is called at every named point (see Points). Tests kill the

@@ -47,7 +47,7 @@ func (m *mesh) dial(ctx context.Context, p *peer) {
 // connect dials the peer once and serves the connection until it ends. linked
 // tells that there was one.
 func (m *mesh) connect(ctx context.Context, p *peer) (linked bool, err error) {
-	patience := max(m.cfg.Silence/2, handshakeFloor)
+	patience := m.patience()
 	dialCtx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	began := time.Now()
@@ -65,8 +65,12 @@ func (m *mesh) connect(ctx context.Context, p *peer) (linked bool, err error) {
 	}
 	l := newLink(conn, in, h.Run, m.cfg.Silence)
 	m.linkUp(p, l, true, h)
+	defer m.beside(ctx, p)()
 	return true, m.serve(p, l, m.fromAcceptor)
 }
+
+// patience is how long a dial, or a hello, may take.
+func (m *mesh) patience() time.Duration { return max(m.cfg.Silence/2, handshakeFloor) }
 
 // serve moves messages until the link ends.
 func (m *mesh) serve(p *peer, l *link, handle func(*peer, *link, *message) error) error {
@@ -124,9 +128,9 @@ func (m *mesh) introduce(conn net.Conn, peer string, patience time.Duration) (*f
 
 // accept serves the connections that other members open, until the listener is
 // closed or fails.
-func (m *mesh) accept(ctx context.Context, wg *sync.WaitGroup) error {
+func (m *mesh) accept(ctx context.Context, wg *sync.WaitGroup, l net.Listener, welcome func(context.Context, net.Conn) error) error {
 	for {
-		conn, err := m.cfg.Listener.Accept()
+		conn, err := l.Accept()
 		if err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
@@ -136,7 +140,7 @@ func (m *mesh) accept(ctx context.Context, wg *sync.WaitGroup) error {
 		wg.Go(func() {
 			defer closeNow(conn)
 			defer closeOnEnd(ctx, conn)()
-			if err := m.welcome(conn); err != nil {
+			if err := welcome(ctx, conn); err != nil {
 				m.log.Debug("connection refused", "from", conn.RemoteAddr(), "error", err)
 			}
 		})
@@ -144,28 +148,17 @@ func (m *mesh) accept(ctx context.Context, wg *sync.WaitGroup) error {
 }
 
 // welcome answers the hello on an accepted connection and serves it.
-func (m *mesh) welcome(conn net.Conn) error {
-	name, err := m.cfg.Identify(conn)
-	if err != nil {
-		return fmt.Errorf("identify: %w", err)
-	}
-	p := m.peers[name]
-	if p == nil {
-		return fmt.Errorf("%w: %s is no member", errHello, name)
-	}
-	if err := conn.SetDeadline(time.Now().Add(max(m.cfg.Silence, handshakeFloor))); err != nil {
-		return err
-	}
-	in, h, err := readHello(conn)
+func (m *mesh) welcome(_ context.Context, conn net.Conn) error {
+	p, in, h, err := m.hear(conn)
 	if err != nil {
 		return err
 	}
-	wrong := m.judge(name, h)
+	wrong := m.judge(p.name, h)
 	if err := writeHello(conn, m.greeting(wrong)); err != nil {
 		return err
 	}
 	if wrong != "" {
-		return fmt.Errorf("%w: %s: %s", errHello, name, wrong)
+		return fmt.Errorf("%w: %s: %s", errHello, p.name, wrong)
 	}
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return err
@@ -173,6 +166,23 @@ func (m *mesh) welcome(conn net.Conn) error {
 	l := newLink(conn, in, h.Run, m.cfg.Silence)
 	m.linkUp(p, l, false, h)
 	return m.serve(p, l, m.fromDialer)
+}
+
+// hear reads the hello on an accepted connection, whose deadline it sets.
+func (m *mesh) hear(conn net.Conn) (*peer, *frameReader, *helloMsg, error) {
+	name, err := m.cfg.Identify(conn)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("identify: %w", err)
+	}
+	p := m.peers[name]
+	if p == nil {
+		return nil, nil, nil, fmt.Errorf("%w: %s is no member", errHello, name)
+	}
+	if err := conn.SetDeadline(time.Now().Add(max(m.cfg.Silence, handshakeFloor))); err != nil {
+		return nil, nil, nil, err
+	}
+	in, h, err := readHello(conn)
+	return p, in, h, err
 }
 
 // isPeer checks the certificate of a connection that this member dialed.

@@ -11,8 +11,8 @@ import (
 type evidence uint8
 
 const (
-	// evRefused: the connections ended and the next dial was refused. The
-	// process is dead.
+	// evRefused: the connections ended, or the lifeline did, and the next dial was
+	// refused. The process is dead.
 	evRefused evidence = 1 << iota
 	// evNewRun: another process answers under the name. The session's process
 	// is dead.
@@ -175,6 +175,16 @@ func (o *observed) linkDown(now time.Time) {
 // the address may be wrong) and had ended, and only of a session known by then.
 func (o *observed) dialRefused(started time.Time) {
 	if o.known && o.links == 0 && !started.Before(o.ended) && !started.Before(o.since) {
+		o.refused = true
+	}
+}
+
+// lifelineRefused tells that the lifeline of that process has ended, that a dial which
+// began after that, at started, was refused, and that its connections were dropped. The
+// kernel closes lifeline and listener first: what the connections may still bring was
+// said before.
+func (o *observed) lifelineRefused(run string, started time.Time) {
+	if o.run == run && o.links == 0 && !started.Before(o.since) {
 		o.refused = true
 	}
 }

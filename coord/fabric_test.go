@@ -22,26 +22,35 @@ type fabric struct {
 	mu        sync.Mutex
 	listeners map[string]*fabricListener
 	conns     []*fabricConn
-	cut       map[string]bool // nodes off the network
+	cut       map[string]bool  // nodes off the network
+	refusing  map[string]error // what dials to a node fail with
 }
 
 func newFabric() *fabric {
-	return &fabric{listeners: map[string]*fabricListener{}, cut: map[string]bool{}}
+	return &fabric{listeners: map[string]*fabricListener{}, cut: map[string]bool{}, refusing: map[string]error{}}
 }
+
+// lifelineOf is where a node listens for lifelines.
+func lifelineOf(node string) string { return "lifeline of " + node }
+
+var errRefused = &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 
 type fabricListener struct {
 	f      *fabric
+	at     string
 	node   string
 	conns  chan net.Conn
 	closed chan struct{}
 	once   sync.Once
 }
 
-func (f *fabric) listen(node string) *fabricListener {
+func (f *fabric) listen(node string) *fabricListener { return f.listenAt(node, node) }
+
+func (f *fabric) listenAt(at, node string) *fabricListener {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	l := &fabricListener{f: f, node: node, conns: make(chan net.Conn), closed: make(chan struct{})}
-	f.listeners[node] = l
+	l := &fabricListener{f: f, at: at, node: node, conns: make(chan net.Conn), closed: make(chan struct{})}
+	f.listeners[at] = l
 	return l
 }
 
@@ -59,8 +68,8 @@ func (l *fabricListener) Close() error {
 		close(l.closed)
 		l.f.mu.Lock()
 		defer l.f.mu.Unlock()
-		if l.f.listeners[l.node] == l {
-			delete(l.f.listeners, l.node)
+		if l.f.listeners[l.at] == l {
+			delete(l.f.listeners, l.at)
 		}
 	})
 	return nil
@@ -73,6 +82,7 @@ type fabricConn struct {
 	net.Conn
 	f             *fabric
 	local, remote string
+	lifeline      bool
 }
 
 // Write loses what is sent to or from a node that is off the network, like a
@@ -93,19 +103,22 @@ func (f *fabric) off(nodes ...string) bool {
 func (f *fabric) dialer(from string) func(context.Context, string) (net.Conn, error) {
 	return func(ctx context.Context, to string) (net.Conn, error) {
 		f.mu.Lock()
-		l := f.listeners[to]
+		l, err := f.listeners[to], f.refusing[to]
 		f.mu.Unlock()
+		if err != nil {
+			return nil, err
+		}
 		if f.off(from, to) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}
-		refused := &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 		if l == nil {
-			return nil, refused
+			return nil, errRefused
 		}
 		a, b := net.Pipe()
-		ours := &fabricConn{Conn: a, f: f, local: from, remote: l.node}
-		theirs := &fabricConn{Conn: b, f: f, local: l.node, remote: from}
+		life := l.at != l.node
+		ours := &fabricConn{Conn: a, f: f, local: from, remote: l.node, lifeline: life}
+		theirs := &fabricConn{Conn: b, f: f, local: l.node, remote: from, lifeline: life}
 		f.mu.Lock()
 		f.conns = append(f.conns, ours, theirs)
 		f.mu.Unlock()
@@ -113,7 +126,7 @@ func (f *fabric) dialer(from string) func(context.Context, string) (net.Conn, er
 		case l.conns <- theirs:
 			return ours, nil
 		case <-l.closed:
-			return nil, refused
+			return nil, errRefused
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -132,6 +145,33 @@ func (f *fabric) drop(a, b string) {
 			_ = c.Close()
 		}
 	}
+}
+
+// dropLifelines breaks the lifelines of a node with all others, and returns how many
+// stood.
+func (f *fabric) dropLifelines(node string) (n int) {
+	f.mu.Lock()
+	conns := slices.Clone(f.conns)
+	f.mu.Unlock()
+	for _, c := range conns {
+		if c.lifeline && c.local == node {
+			if c.SetDeadline(time.Time{}) == nil { // not closed before
+				n++
+			}
+			_ = c.Close()
+		}
+	}
+	return n
+}
+
+// die is the first moment of kill -9: no code of the node runs any more, its lifelines
+// have ended, its connections have not. Dials to it fail with that error.
+func (f *fabric) die(node string, dials error) {
+	f.mu.Lock()
+	f.cut[node] = true
+	f.refusing[node] = dials
+	f.mu.Unlock()
+	f.dropLifelines(node)
 }
 
 // unplug takes a node off the network; plug brings it back, with its old
@@ -263,6 +303,29 @@ func (e *eventLog) clear() {
 	e.list = nil
 }
 
+// fabricLifeline is a lifeline in a fabric.
+type fabricLifeline struct {
+	net.Conn
+	done chan struct{}
+}
+
+func holdFabric(c net.Conn) (Lifeline, error) {
+	l := &fabricLifeline{c, make(chan struct{})}
+	go func() {
+		defer close(l.done)
+		_, _ = c.Read(make([]byte, 1))
+	}()
+	return l, nil
+}
+
+func (l *fabricLifeline) Done() <-chan struct{} { return l.done }
+
+func (l *fabricLifeline) Close() error {
+	err := l.Conn.Close()
+	<-l.done
+	return err
+}
+
 // testNode is one running mesh.
 type testNode struct {
 	*mesh
@@ -303,6 +366,13 @@ func startNode(t *testing.T, f *fabric, c *cluster, name, run string, change ...
 		Node: name, Silence: testTiming.silence, Join: testTiming.join, Stall: testTiming.stall,
 		Version: "test", Log: testLog(t).With("node", name), Events: n.events.hooks(),
 		Listener: f.listen(name), Dial: f.dialer(name), Identify: fabricIdentity,
+		Lifelines: &meshLifelines{
+			Listener: f.listenAt(lifelineOf(name), name),
+			Dial: func(ctx context.Context, peer string) (net.Conn, error) {
+				return f.dialer(name)(ctx, lifelineOf(peer))
+			},
+			Hold: holdFabric,
+		},
 	}
 	for _, v := range c.voters {
 		if v != name {

@@ -32,6 +32,16 @@ func (m *Member) newMesh() *mesh {
 			addr[p.Name] = p
 		}
 	}
+	elect := func(dead string) {
+		m.spawn(func(ctx context.Context) { m.electInsteadOf(ctx, dead)() })
+	}
+	var lifelines *meshLifelines
+	if l := m.deps.Lifelines; l != nil {
+		lifelines = &meshLifelines{
+			Listener: l.Listener, Hold: l.Hold,
+			Dial: func(ctx context.Context, peer string) (net.Conn, error) { return l.Dial(ctx, addr[peer]) },
+		}
+	}
 	return newMesh(meshConfig{
 		Node: m.cfg.Name, Peers: peers,
 		Silence: m.cfg.SilenceTimeout, Join: m.cfg.JoinTimeout, Stall: m.cfg.StallTimeout,
@@ -39,7 +49,7 @@ func (m *Member) newMesh() *mesh {
 		Dial: func(ctx context.Context, peer string) (net.Conn, error) {
 			return m.deps.DialPulse(ctx, addr[peer])
 		},
-		Identify: m.deps.PulsePeer,
+		Identify: m.deps.PulsePeer, Lifelines: lifelines,
 		Events: meshEvents{
 			Agreed: func(node string, epoch int64) {
 				select {
@@ -47,9 +57,8 @@ func (m *Member) newMesh() *mesh {
 				default: // the mesh says it again as long as the evidence stands
 				}
 			},
-			Voted: func(_, node string, _ int64) {
-				m.spawn(func(ctx context.Context) { m.electInsteadOf(ctx, node)() })
-			},
+			Voted: func(_, node string, _ int64) { elect(node) },
+			Died:  elect,
 			NewerGeneration: func(node string, generation int64) {
 				select {
 				case m.newer <- fmt.Errorf("%w: %s is of generation %d: the cluster went on without this member; empty its data directory and add it again",

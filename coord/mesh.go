@@ -48,6 +48,8 @@ type meshEvents struct {
 	Agreed func(suspect string, epoch int64)
 	// Voted: this member began to vote for the loss that asker wants.
 	Voted func(asker, suspect string, epoch int64)
+	// Died: the process that holds the session has ended.
+	Died func(node string)
 	// EvidenceChanged: there is other evidence than before.
 	EvidenceChanged func(node string, epoch int64, words string)
 	// NewerGeneration: a member of a newer generation was met.
@@ -73,6 +75,8 @@ type meshConfig struct {
 	Dial func(ctx context.Context, peer string) (net.Conn, error)
 	// Identify returns the name in the certificate of the other end.
 	Identify func(net.Conn) (string, error)
+	// Lifelines beside the connections; nil for none.
+	Lifelines *meshLifelines
 	// Point is called before and after a vote is sent; nil for nothing.
 	Point  func(Point)
 	Events meshEvents
@@ -174,12 +178,18 @@ func (m *mesh) Run(ctx context.Context) error {
 	m.mu.Unlock()
 	defer m.timer.Stop()
 	var wg sync.WaitGroup
-	if m.cfg.Listener != nil {
+	take := func(l net.Listener, welcome func(context.Context, net.Conn) error) {
 		wg.Go(func() {
 			<-ctx.Done()
-			_ = m.cfg.Listener.Close()
+			_ = l.Close()
 		})
-		wg.Go(func() { cancel(m.accept(ctx, &wg)) })
+		wg.Go(func() { cancel(m.accept(ctx, &wg, l, welcome)) })
+	}
+	if m.cfg.Listener != nil {
+		take(m.cfg.Listener, m.welcome)
+	}
+	if m.cfg.Lifelines != nil {
+		take(m.cfg.Lifelines.Listener, m.heed)
 	}
 	for _, p := range m.peers {
 		wg.Go(func() { m.dial(ctx, p) })
@@ -436,6 +446,9 @@ func (m *mesh) review(now time.Time, p *peer) {
 	}
 	if e != p.evidence || renewed && e != 0 {
 		m.evidenceChanged(p, epoch, e)
+	}
+	if f := m.cfg.Events.Died; f != nil && e&evDead != 0 && was&evDead == 0 {
+		m.deliver(func() { f(p.name) })
 	}
 	p.evidence, p.epoch = e, epoch
 	for _, paper := range m.booth.vote(now, p.name, epoch, e) {
@@ -696,11 +709,16 @@ func (m *mesh) linkDown(p *peer, l *link) {
 		return // replaced
 	}
 	m.log.Info("peer disconnected", "peer", p.name, "reason", l.why())
+	m.parted(p)
+	m.review(now, p)
+}
+
+// parted forgets the hello of a peer with which no connection is up.
+func (m *mesh) parted(p *peer) {
 	if p.out == nil && p.in == nil {
 		p.hello = nil
 		if f := m.cfg.Events.HelloChanged; f != nil {
 			m.deliver(f)
 		}
 	}
-	m.review(now, p)
 }

@@ -19,6 +19,7 @@ import (
 	"uac/coord"
 	"uac/roles"
 	"uac/roles/wire"
+	"uac/roles/wire/lifeline"
 	"uac/roles/wire/pki"
 )
 
@@ -73,8 +74,9 @@ func newMember(ctx context.Context, d daemonDeps, store *pki.Store, classes ...w
 	members := []pki.Role{pki.Controller, pki.Watch}
 	classes = append(classes,
 		wire.Class{Name: wire.ClassPulse, TLS: server, Roles: members, Urgent: true},
+		wire.Class{Name: wire.ClassLifeline, TLS: server, Roles: members, Urgent: true},
 		wire.Class{Name: wire.ClassMember, TLS: server, Roles: members, Urgent: true})
-	links, err := wire.Listen(wire.ListenConfig{Addr: cfg.Listen.Link, Log: d.log}, classes...)
+	links, err := wire.Listen(wire.ListenConfig{Addr: cfg.Listen.Link, Log: d.log, Lifeline: true}, classes...)
 	if err != nil {
 		return nil, d.listenError("listen.link", cfg.Listen.Link, err)
 	}
@@ -95,23 +97,38 @@ func newMember(ctx context.Context, d daemonDeps, store *pki.Store, classes ...w
 	cc.SilenceTimeout, cc.StallTimeout = cfg.Cluster.SilenceTimeout, cfg.Cluster.StallTimeout
 	cc.JoinTimeout, cc.Lease = cfg.Cluster.JoinTimeout, cfg.Cluster.Lease
 	cc.Failover, cc.QuotaBytes = coord.Failover(cfg.Cluster.Failover), cfg.Etcd.Quota
-	n.member, err = coord.New(cc, coord.Deps{
-		Log:     d.log,
-		Version: d.build.Version,
-		Point:   points[coord.Point](d),
-		Raft:    &coord.TLSFiles{Cert: files.CertFile, Key: files.KeyFile, CA: files.CAFile, ServerName: files.ServerName},
-		Pulses:  links.Class(wire.ClassPulse),
-		DialPulse: func(ctx context.Context, p coord.Peer) (net.Conn, error) {
+	dial := func(class string) func(context.Context, coord.Peer) (net.Conn, error) {
+		return func(ctx context.Context, p coord.Peer) (net.Conn, error) {
 			conf, err := store.MemberClient(p.Name)
 			if err != nil {
 				return nil, err
 			}
-			conn, err := wire.Dial(ctx, wire.ClassPulse, p.Link, conf)
+			conn, err := wire.Dial(ctx, class, p.Link, conf)
 			if err != nil {
 				return nil, err // not a nil *tls.Conn in an interface
 			}
 			return conn, nil
+		}
+	}
+	lifelines := &coord.Lifelines{
+		Listener: links.Class(wire.ClassLifeline),
+		Dial:     dial(wire.ClassLifeline),
+		Hold: func(c net.Conn) (coord.Lifeline, error) {
+			held, err := lifeline.Hold(c)
+			if err != nil {
+				return nil, err // not a nil *lifeline.Held in an interface
+			}
+			return held, nil
 		},
+	}
+	n.member, err = coord.New(cc, coord.Deps{
+		Log:       d.log,
+		Version:   d.build.Version,
+		Point:     points[coord.Point](d),
+		Raft:      &coord.TLSFiles{Cert: files.CertFile, Key: files.KeyFile, CA: files.CAFile, ServerName: files.ServerName},
+		Pulses:    links.Class(wire.ClassPulse),
+		DialPulse: dial(wire.ClassPulse),
+		Lifelines: lifelines,
 		PulsePeer: func(c net.Conn) (string, error) {
 			conn, ok := c.(*tls.Conn)
 			if !ok {

@@ -29,7 +29,7 @@ import (
 var imports = map[string][]string{
 	"cmd/uac": {
 		"codestation/durable", "codestation/mount", "config", "coord", "roles", "roles/agent", "roles/controller", "roles/controller/api", "roles/relay", "roles/watch",
-		"roles/wire", "roles/wire/pki",
+		"roles/wire", "roles/wire/lifeline", "roles/wire/pki",
 	},
 
 	"config": {"codestation/mount", "coord", "roles"},
@@ -40,7 +40,8 @@ var imports = map[string][]string{
 	"roles/watch":      {"coord"},
 
 	"roles/controller/api": {"roles", "roles/wire/pki"},
-	"roles/wire":           {"roles/wire/pki"},
+	"roles/wire":           {"roles/wire/lifeline", "roles/wire/pki"},
+	"roles/wire/lifeline":  {},
 	"roles/wire/pki":       {"codestation/durable", "roles"},
 
 	"roles": {},

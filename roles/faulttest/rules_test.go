@@ -81,6 +81,19 @@ func rules() []rule {
 			pkg: "./coord", test: "TestTrust$", says: "echoed a pulse",
 		},
 		{
+			name: "the end of a lifeline is no death while the port answers", without: "the network resets a connection; the living Active is declared dead while it trusts itself",
+			file: "coord/lifeline.go", replacement: replacement{
+				"\t\tif err == nil {\n\t\t\tcloseNow(conn)\n\t\t\treturn // it lives, and opens another\n\t\t}\n\t\tif refused(err) {\n",
+				"\t\tif _, _ = conn, err; true {\n",
+			},
+			pkg: "./coord", test: "TestLifelineAloneProvesNothing", says: "takes the end of a lifeline for a death",
+		},
+		{
+			name: "a lifeline tells of its own process", without: "a node restarts; what is left of its former process ends late, and the new session is declared dead",
+			file: "coord/evidence.go", replacement: replacement{"if o.run == run && o.links == 0 &&", "if o.links == 0 &&"},
+			pkg: "./coord", test: "TestLifelineRefused", says: "another process than the session's: evidence \"refused\"",
+		},
+		{
 			name: "trust is computed at each use", without: "who once had trust has it for ever, and acts after its loss",
 			file: "coord/mesh.go", replacement: replacement{
 				"\treturn m.trust.check(time.Now(), m.standing())\n",

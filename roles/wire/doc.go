@@ -7,6 +7,7 @@
 // What a connection is for, its class, is settled in the TLS handshake by ALPN:
 //
 //	uac-pulse/1    pulses between members; a raw connection
+//	uac-lifeline/1 nothing, between members: see package lifeline
 //	uac-member/1   gRPC service Member between controllers and watches
 //	uac-link/1     gRPC service Link, for agents and relays
 //	uac-join/1     gRPC service Enroll, for machines without a certificate

@@ -13,16 +13,18 @@ import (
 	"sync"
 	"time"
 
+	"uac/roles/wire/lifeline"
 	"uac/roles/wire/pki"
 )
 
 // The classes of connections, by the name that ALPN carries.
 const (
-	ClassPulse  = "uac-pulse/1"
-	ClassMember = "uac-member/1"
-	ClassLink   = "uac-link/1"
-	ClassJoin   = "uac-join/1"
-	ClassRelay  = "uac-relay/1"
+	ClassPulse    = "uac-pulse/1"
+	ClassLifeline = "uac-lifeline/1"
+	ClassMember   = "uac-member/1"
+	ClassLink     = "uac-link/1"
+	ClassJoin     = "uac-join/1"
+	ClassRelay    = "uac-relay/1"
 )
 
 // Class is one kind of connection that a [Listener] takes.
@@ -63,6 +65,9 @@ type ListenConfig struct {
 	// is to compute and an answer of the client, too short for a client that sends none
 	// to keep the others out. 0 means 50 ms.
 	MaxTurn time.Duration
+	// Lifeline lets the kernel close the port as soon as the process is killed, where
+	// that is possible: see package lifeline.
+	Lifeline bool
 	// Log gets refused connections. nil discards.
 	Log *slog.Logger
 }
@@ -119,6 +124,13 @@ func Listen(cfg ListenConfig, classes ...Class) (*Listener, error) {
 	tcp, err := net.Listen("tcp", cfg.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("wire: %w", err)
+	}
+	if cfg.Lifeline {
+		if own, err := lifeline.Listen(tcp.(*net.TCPListener)); err == nil {
+			tcp = own
+		} else {
+			cfg.Log.Info("others learn some milliseconds later when this process is killed", "err", err)
+		}
 	}
 	l.tcp = tcp
 	for _, c := range l.classes {

@@ -89,19 +89,22 @@ type newToken struct {
 func (s *Server) createToken(ctx context.Context, in *struct {
 	WhyQuery
 	Body struct {
-		Role    string         `json:"role" enum:"viewer,operator,admin,agent,relay" doc:"Of a person or program: viewer, operator, admin. Of a node that joins: agent, relay"`
-		Name    string         `json:"name,omitempty" maxLength:"63" doc:"Whom the token stands for, or the name or name pattern of the node"`
-		TTL     roles.Duration `json:"ttl,omitempty" doc:"Lifetime, like 1h30m. Without one a join token lives 1h, others for ever"`
-		Hosts   []string       `json:"hosts,omitempty" maxItems:"20" doc:"Names and addresses of the API of a relay that joins"`
-		Replace bool           `json:"replace,omitempty" doc:"The node may take the place of one with the same name"`
+		Role    string          `json:"role" enum:"viewer,operator,admin,agent,relay" doc:"Of a person or program: viewer, operator, admin. Of a node that joins: agent, relay"`
+		Name    string          `json:"name,omitempty" maxLength:"63" doc:"Whom the token stands for, or the name or name pattern of the node"`
+		TTL     *roles.Duration `json:"ttl,omitempty" doc:"Lifetime, like 1h30m. Without one a join token lives 1h, others for ever"`
+		Hosts   []string        `json:"hosts,omitempty" maxItems:"20" doc:"Names and addresses of the API of a relay that joins"`
+		Replace bool            `json:"replace,omitempty" doc:"The node may take the place of one with the same name"`
 	}
 }) (*output[newToken], error) {
-	spec := TokenSpec{Role: in.Body.Role, Name: in.Body.Name, TTL: time.Duration(in.Body.TTL), Hosts: in.Body.Hosts, Replace: in.Body.Replace}
+	spec := TokenSpec{Role: in.Body.Role, Name: in.Body.Name, Hosts: in.Body.Hosts, Replace: in.Body.Replace}
+	if in.Body.TTL != nil {
+		spec.TTL = time.Duration(*in.Body.TTL)
+	}
 	_, err := pki.ParseAccess(spec.Role)
 	joins := err != nil
 	switch {
-	case spec.TTL < 0:
-		return nil, fmt.Errorf("%w: ttl %s: must not be negative", ErrInvalid, spec.TTL)
+	case in.Body.TTL != nil && spec.TTL <= 0:
+		return nil, fmt.Errorf("%w: ttl %s: must be positive", ErrInvalid, spec.TTL)
 	case strings.ContainsFunc(spec.Name, func(r rune) bool { return !unicode.IsPrint(r) }):
 		return nil, fmt.Errorf("%w: name %q: has characters that cannot be printed", ErrInvalid, spec.Name)
 	case joins && spec.TTL == 0:

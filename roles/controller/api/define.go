@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -65,7 +66,12 @@ func define[In, Out any](d *definer, rt route, f func(context.Context, *In) (*Ou
 			Headers:     map[string]*huma.Param{HeaderRevision: revision},
 		}}
 	}
+	_, takesBody := reflect.TypeFor[In]().FieldByName("Body")
 	huma.Register(d.api, op, func(ctx context.Context, in *In) (*Out, error) {
+		if callOf(ctx).body && !takesBody {
+			// Who cancels one step of a request must not cancel all of it.
+			return nil, d.server.problem(ctx, fmt.Errorf("%w: this call takes no body", ErrInvalid))
+		}
 		out, err := f(ctx, in)
 		if err != nil {
 			return nil, d.server.problem(ctx, err)

@@ -32,6 +32,7 @@ type call struct {
 	id      string
 	pattern string // "" if there is no such route
 	actor   Actor  // filled by the guard
+	body    bool   // that there is one; filled by the guard
 }
 
 // statusLeft stands in logs and metrics for calls whose connection was cut before

@@ -73,6 +73,7 @@ func (s *Server) guard(_ string, rule rule, next http.HandlerFunc) http.HandlerF
 				write(w, r, p)
 				return
 			}
+			callOf(r.Context()).body = len(body) > 0
 			r.Body = io.NopCloser(bytes.NewReader(body))
 		}
 		if resp, ok := w.(*response); ok && r.Method != http.MethodGet && r.Method != http.MethodHead {

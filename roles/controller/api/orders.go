@@ -15,7 +15,7 @@ type OrderInput struct {
 
 // wholeOrStep is the body of an order to a request or to one step of it.
 type wholeOrStep struct {
-	Step string `json:"step,omitempty" doc:"Name of the step; without it the whole request is meant"`
+	Step string `json:"step,omitempty" minLength:"1" doc:"Name of the step; without it the whole request is meant"`
 }
 
 func (b *wholeOrStep) step() string {

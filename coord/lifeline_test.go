@@ -1,0 +1,99 @@
+package coord
+
+import (
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestLifelineTellsFirst(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric, _ *cluster, c1, c2, w1 *testNode) {
+		began := time.Now()
+		f.die("c1", errRefused)
+		synctest.Wait()
+		if d := time.Since(began); d != 0 {
+			t.Errorf("took %v: something waited for a timer", d)
+		}
+		for _, n := range []*testNode{c2, w1} {
+			s := n.status("c1")
+			if s.Evidence != "refused" || s.Dialed || s.Accepted {
+				t.Errorf("%s: %+v, want refused and no connections", n.facts.node, s)
+			}
+			if !n.events.has("agreed c1 10") || !n.events.has("hello") {
+				t.Errorf("%s: events are %v", n.facts.node, n.events)
+			}
+			wantAgreement(t, n, "c1", 10, "c2 w1")
+		}
+		_ = c1
+	})
+}
+
+// The kernel may still take connections, and reset them, a moment after it has ended
+// the lifelines.
+func TestPortClosesAfterLifeline(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric, _ *cluster, _, c2, w1 *testNode) {
+		f.die("c1", syscall.ECONNRESET)
+		time.Sleep(5 * ms)
+		synctest.Wait()
+		for _, n := range []*testNode{c2, w1} {
+			if got := n.status("c1").Evidence; got != "" {
+				t.Errorf("%s: evidence is %q while it is not known that it listens no more", n.facts.node, got)
+			}
+		}
+		f.die("c1", errRefused)
+		time.Sleep(20 * ms)
+		synctest.Wait()
+		for _, n := range []*testNode{c2, w1} {
+			wantAgreement(t, n, "c1", 10, "c2 w1")
+		}
+	})
+}
+
+// A lifeline that the network broke says nothing, and another takes its place.
+func TestLifelineAloneProvesNothing(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric, _ *cluster, c1, c2, w1 *testNode) {
+		for range 3 {
+			if n := f.dropLifelines("c1"); n != 4 {
+				t.Errorf("c1 has %d ends of lifelines, want one of each kind with both others", n)
+			}
+			synctest.Wait()
+			for _, n := range []*testNode{c2, w1} {
+				if s := n.status("c1"); s.Evidence != "" || !s.Dialed || !s.Accepted {
+					t.Errorf("%s takes the end of a lifeline for a death: %+v", n.facts.node, s)
+				}
+			}
+			if err := c1.Check(); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(2 * refusalPause)
+		}
+		f.die("c1", errRefused)
+		synctest.Wait()
+		wantAgreement(t, c2, "c1", 10, "c2 w1")
+	})
+}
+
+func TestLifelineRefused(t *testing.T) {
+	at := time.Now()
+	for name, test := range map[string]struct {
+		run     string
+		links   int
+		started time.Time
+		want    evidence
+	}{
+		"the session's process":                   {"r1", 0, at, evRefused},
+		"another process than the session's":      {"r0", 0, at, 0},
+		"there is a connection again":             {"r1", 1, at, 0},
+		"the dial is older than what is known of": {"r1", 0, at.Add(-time.Second), 0},
+	} {
+		o := &observed{watcher: &watcher{timing: testTiming, started: at}, writeAge: -1}
+		o.session(at, 10, "r1")
+		o.linkUp("r1", 10)
+		o.links = test.links
+		o.lifelineRefused(test.run, test.started)
+		if got := o.evidence(at, own{}); got != test.want {
+			t.Errorf("%s: evidence %q, want %q", name, got, test.want)
+		}
+	}
+}
