@@ -45,8 +45,8 @@ Measured from the blow on:
   next step started      the request goes on: a process was started after that
   probe answers ACTIVE   a load balancer can know, if it asks every 5 ms
 
-After kill -9 nobody can know of it before the kernel has taken the process down and
-closes its connections; that is shown too.
+After kill -9 it is shown, too, when the kernel has closed the connections of the
+process. Members know of its death sooner, from the end of its lifeline.
 
 Every step appends a line to a ledger when it starts; lost and doubled steps are
 counted from that. Exit code 1 if there are any, or if the old Active ever
