@@ -10,9 +10,10 @@ import (
 const (
 	// stormLinks is how many links are opened until that is a storm.
 	stormLinks = 256
-	// A storm is over when fewer than calmLinks are opened in calmAfter.
+	// A storm is over when fewer than calmLinks are opened in calmAfter, in which the
+	// others become idle: while they are pinged every second, they make garbage, too.
 	calmLinks = 25
-	calmAfter = 5 * time.Second
+	calmAfter = 12 * time.Second
 	// calmFor is the least time from one storm to the next.
 	calmFor = time.Minute
 	// stormGC is the GC percentage during a storm.
