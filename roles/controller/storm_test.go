@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"runtime/debug"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,22 +13,22 @@ func TestStorms(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		s := newStorms()
-		begun, ended := 0, 0
+		var begun, ended atomic.Int64
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			s.run(ctx, func() func() { begun++; return func() { ended++ } })
+			s.run(ctx, func() func() { begun.Add(1); return func() { ended.Add(1) } })
 		}()
 		open := func(links int) {
 			for range links {
 				s.add()
 			}
 		}
-		want := func(what string, b, e int) {
+		want := func(what string, b, e int64) {
 			t.Helper()
 			synctest.Wait()
-			if begun != b || ended != e {
-				t.Fatalf("%s: %d storms have begun and %d ended, want %d and %d", what, begun, ended, b, e)
+			if begun.Load() != b || ended.Load() != e {
+				t.Fatalf("%s: %d storms have begun and %d ended, want %d and %d", what, begun.Load(), ended.Load(), b, e)
 			}
 		}
 
