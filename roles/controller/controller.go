@@ -132,7 +132,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		}, c.serve)
 		switch {
 		case ctx.Err() != nil:
-			return nil //nolint:nilerr // it was asked to stop, and has
+			return nil // it was asked to stop, and has
 		case errors.Is(err, coord.ErrFenced):
 			c.log.Warn("fenced out: forgetting everything and joining again")
 		default:
