@@ -217,7 +217,7 @@ func (e *etcd) members() map[string]types.ID {
 	m := map[string]types.ID{}
 	for _, mb := range e.server.Server.Cluster().Members() {
 		if !mb.IsLearner {
-			m[e.name(mb.ID)] = mb.ID
+			m[cmp.Or(mb.Name, mb.ID.String())] = mb.ID // as name, which would copy it again
 		}
 	}
 	return m

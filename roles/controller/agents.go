@@ -49,8 +49,6 @@ func linkNonce(h *wire.Hello) string {
 // agentBook is what the desk knows of agents.
 type agentBook struct {
 	*fleet
-	// links[agent][controller] are links as the store tells of them.
-	links map[string]map[string]linkRecord
 	// routes are the links in use, by agent.
 	routes map[string]route
 	// asking are the questions for links that are on their way, missing the
@@ -65,28 +63,12 @@ type agentBook struct {
 func newAgentBook() *agentBook {
 	return &agentBook{
 		fleet:   newFleet(),
-		links:   map[string]map[string]linkRecord{},
 		routes:  map[string]route{},
 		asking:  map[string]bool{},
 		missing: map[string]bool{},
 		twins:   map[string]bool{},
 
 		journals: map[string]string{},
-	}
-}
-
-func (b *agentBook) noteLink(kv coord.KV, deleted bool) {
-	agent, controller := requestOf(kv.Key, prefixLinks)
-	if deleted {
-		delete(b.links[agent], controller)
-		return
-	}
-	if rec, err := decode[linkRecord](kv); err == nil {
-		if b.links[agent] == nil {
-			b.links[agent] = map[string]linkRecord{}
-		}
-		rec.mod = kv.Mod
-		b.links[agent][controller] = rec
 	}
 }
 
@@ -214,7 +196,7 @@ func (d *desk) relink(key string) {
 // messages over it. One question at a time to each of them.
 func (d *desk) lookElsewhere(agent string) {
 	snap := d.c.member.View().Snapshot()
-	for controller, rec := range d.agents.links[agent] {
+	for controller, rec := range linksOf(snap, agent) {
 		asked := agent + "/" + controller
 		if controller == d.c.cfg.Name || !rec.held(snap, controller) || d.agents.asking[asked] {
 			continue

@@ -44,9 +44,6 @@ func (d *desk) first(snap coord.Snapshot) {
 	for kv := range snap.Range(prefixSlots) {
 		d.slots.note(kv, false)
 	}
-	for kv := range snap.Range(prefixLinks) {
-		d.agents.noteLink(kv, false)
-	}
 	for _, agent := range d.c.links.agents() {
 		if l := d.c.links.get(agent); l != nil {
 			d.linkUp(localRoute{l})
@@ -96,7 +93,6 @@ func (d *desk) seen(b coord.Batch) {
 		case strings.HasPrefix(ch.Key, prefixSlots):
 			d.slots.note(ch.KV, ch.Deleted)
 		case strings.HasPrefix(ch.Key, prefixLinks):
-			d.agents.noteLink(ch.KV, ch.Deleted)
 			d.relink(ch.Key)
 		case coord.IsSessionKey(ch.Key):
 			sessions = true

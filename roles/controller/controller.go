@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -79,6 +80,7 @@ type Controller struct {
 	log     *slog.Logger
 	member  *coord.Member
 	links   *links
+	storms  *storms // of new links
 	relays  *relays
 	archive *archive
 	started time.Time
@@ -108,7 +110,7 @@ func New(cfg Config, deps Deps) *Controller {
 	}
 	return &Controller{
 		cfg: cfg, deps: deps, log: deps.Log, member: deps.Member,
-		links: newLinks(), relays: newRelays(), archive: &archive{files: deps.Mount}, started: time.Now(), told: newSeldom(twinEventEvery),
+		links: newLinks(), storms: newStorms(), relays: newRelays(), archive: &archive{files: deps.Mount}, started: time.Now(), told: newSeldom(twinEventEvery),
 	}
 }
 
@@ -118,6 +120,11 @@ const goodbyeTimeout = 1500 * time.Millisecond
 
 // Run works in one session after the other until ctx ends.
 func (c *Controller) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ending, stop := context.WithCancel(ctx)
+	defer stop()
+	wg.Go(func() { c.storms.run(ending, saveMemory) })
 	for {
 		err := c.member.Session(ctx, coord.NodeRecord{
 			Host: c.cfg.Host, IP: c.cfg.IP, API: c.cfg.API,
@@ -125,7 +132,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		}, c.serve)
 		switch {
 		case ctx.Err() != nil:
-			return nil //nolint:nilerr // it was asked to stop, and has
+			return nil // it was asked to stop, and has
 		case errors.Is(err, coord.ErrFenced):
 			c.log.Warn("fenced out: forgetting everything and joining again")
 		default:

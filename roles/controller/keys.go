@@ -2,6 +2,7 @@ package controller
 
 import (
 	"fmt"
+	"iter"
 	"strings"
 
 	"uac/coord"
@@ -117,8 +118,34 @@ type linkRecord struct {
 	// Instance is the agent's process, Host where it runs, as the hello said.
 	Instance string `json:"instance,omitempty"`
 	Host     string `json:"host,omitempty"`
+}
 
+// storedLink is a link as the store tells of it.
+type storedLink struct {
+	*linkRecord
 	mod int64 // of the key
+}
+
+// linkOf returns the newest link that a controller held to an agent.
+func linkOf(snap coord.Snapshot, agent, controller string) (storedLink, bool) {
+	kv, ok := snap.Get(linkKey(agent, controller))
+	if !ok {
+		return storedLink{}, false
+	}
+	rec, err := coord.Decoded[linkRecord](kv)
+	return storedLink{rec, kv.Mod}, err == nil
+}
+
+// linksOf yields the links to an agent by the name of the controller.
+func linksOf(snap coord.Snapshot, agent string) iter.Seq2[string, storedLink] {
+	return func(yield func(string, storedLink) bool) {
+		for kv := range snap.Range(linkKey(agent, "")) {
+			rec, err := coord.Decoded[linkRecord](kv)
+			if _, controller := requestOf(kv.Key, prefixLinks); err == nil && !yield(controller, storedLink{rec, kv.Mod}) {
+				return
+			}
+		}
+	}
 }
 
 // held reports whether the controller holds the link, by what a snapshot shows.

@@ -210,6 +210,7 @@ func (s *linkServer) open(ctx context.Context, drop context.CancelCauseFunc, str
 	if !s.c.links.put(l) {
 		return nil, status.Error(codes.AlreadyExists, "a newer link of this agent is open")
 	}
+	s.c.storms.add()
 	s.c.linkUp(l)
 	s.log.Debug("link up", "agent", l.agent, "link", hello.GetLink().GetNumber())
 	out.start()

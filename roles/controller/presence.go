@@ -152,9 +152,8 @@ func (p *presence) record(l *link) {
 // linksTo lists the controllers that hold a link to an agent.
 func linksTo(snap coord.Snapshot, agent string) []string {
 	var out []string
-	for kv := range snap.Range(prefixLinks + agent + "/") {
-		_, controller := requestOf(kv.Key, prefixLinks)
-		if l, err := coord.Decoded[linkRecord](kv); err == nil && l.held(snap, controller) {
+	for controller, l := range linksOf(snap, agent) {
+		if l.held(snap, controller) {
 			out = append(out, controller)
 		}
 	}

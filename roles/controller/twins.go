@@ -173,12 +173,16 @@ func (c *Controller) refuseTwin(l *link, older side) error {
 func (d *desk) settleTwins(agent string) {
 	delete(d.agents.twins, agent)
 	me := d.c.cfg.Name
-	l, mine := d.c.links.get(agent), d.agents.links[agent][me]
-	if l == nil || mine.Instance != l.hello.GetInstance() || mine.Until != "" {
-		return // our record is on its way, and comes here when it is written
+	l := d.c.links.get(agent)
+	if l == nil {
+		return
 	}
 	snap := d.c.member.View().Snapshot()
-	for controller, rec := range d.agents.links[agent] {
+	mine, ok := linkOf(snap, agent, me)
+	if !ok || mine.Instance != l.hello.GetInstance() || mine.Until != "" {
+		return // our record is on its way, and comes here when it is written
+	}
+	for controller, rec := range linksOf(snap, agent) {
 		if controller == me || rec.mod > mine.mod || !rec.held(snap, controller) || !twins(rec.Instance, mine.Instance) {
 			continue
 		}
