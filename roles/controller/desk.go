@@ -377,7 +377,11 @@ func (d *desk) perform(o *owned) {
 	replies := o.replies
 	o.replies = nil
 	for _, eff := range replies {
-		d.send(o, eff)
+		// That an end is stored says, of a request that has ended, that it has.
+		if d.send(o, eff) && eff.Kind == roles.EffectAck && o.state.Record.Status.Final() {
+			finish := roles.Effect{Kind: roles.EffectFinish, Agent: eff.Agent, Fence: eff.Fence}
+			o.performed[finish] = d.linkTo(eff.Agent).nonce()
+		}
 	}
 	told := true
 	for _, eff := range roles.Pending(o.state) {
