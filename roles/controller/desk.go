@@ -280,7 +280,8 @@ func (d *desk) feedOne(o *owned, next roles.State, change roles.Change) []coord.
 	}
 	o.state = state
 	d.waitFor(o, wants)
-	return records(o.id, state, change.And(more))
+	change = change.And(more)
+	return append(records(o.id, state, change), d.c.collectedBy(state, change)...)
 }
 
 // choose finds the agents of ready steps with for_each, and dispatches other ready
