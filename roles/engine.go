@@ -418,7 +418,7 @@ func (e *edit) end(i int, r Report) {
 	st := e.step(i)
 	st.Reason = r.Reason
 	st.Unreachable = false
-	st.Signal, st.TimedOut = r.Signal, r.TimedOut
+	st.Signal, st.TimedOut, st.NoOutput = r.Signal, r.TimedOut, r.NoOutput
 	if r.StartedAt != "" {
 		st.StartedAt = r.StartedAt
 	}

@@ -283,17 +283,39 @@ func TestFrozen(t *testing.T) {
 	}
 }
 
+// That there was no output is said of the present attempt, and of no other.
+func TestNoOutput(t *testing.T) {
+	for events, want := range map[string]bool{
+		"claim":                               false,
+		"claim; running a":                    false,
+		"claim; quiet a 0":                    true,
+		"claim; exit a 0":                     false,
+		"lazy; claim; choose a a1; quiet a 1": true, // until it is tried again
+		"claim; quiet a 1":                    false,
+		"claim; quiet a 1; exit a 0":          false,
+		"claim; exit a 1; quiet a 0":          true,
+		"claim; old quiet a 1":                false,
+		"claim; other quiet a 0":              false,
+		"claim; quiet a 0; claim 6":           true,
+	} {
+		y := play(t, define(t, "a retry 2"), events)
+		if got := y.s.Steps[0].NoOutput; got != want {
+			t.Errorf("%s: no output %v", events, got)
+		}
+	}
+}
+
 // The evidence of an end is shown as the agent gave it.
 func TestEvidence(t *testing.T) {
 	code := func(n int) *int { return &n }
 	y := play(t, define(t, "a retry 2"), "claim; unreachable a1; running a; exit a 7")
 	y.do(Report{
 		Agent: "a1", Step: "a", Attempt: 2, Journal: Journal{"a1", 33}, State: AttemptExited,
-		ExitCode: 137, Signal: 9, TimedOut: true, Reason: "timeout", StartedAt: "s", FinishedAt: "f",
+		ExitCode: 137, Signal: 9, TimedOut: true, Reason: "timeout", StartedAt: "s", FinishedAt: "f", NoOutput: true,
 	})
 	want := &Step{
 		Name: "a", Status: StepFailed, Attempt: 2, Agent: "a1", ExitCode: code(137), Signal: 9, TimedOut: true,
-		Reason: "timeout", StartedAt: "s", FinishedAt: "f", Failures: 2,
+		Reason: "timeout", StartedAt: "s", FinishedAt: "f", Failures: 2, NoOutput: true,
 		Dispatch: Dispatch{Journal: Journal{"a1", 33}, Fence: Fence{1, 5}},
 	}
 	if diff := cmp.Diff(want, y.s.Steps[0]); diff != "" {

@@ -73,6 +73,7 @@ type Report struct {
 	Outputs    Outputs
 	Reason     string // why never started, or unknown
 	Frozen     bool   // its processes are stopped until output is collected
+	NoOutput   bool   // it has exited, wrote nothing, and nobody is left who could
 	StartedAt  Stamp
 	FinishedAt Stamp
 }

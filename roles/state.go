@@ -140,6 +140,9 @@ type Step struct {
 	Unreachable bool `json:"unreachable,omitempty"`
 	// Frozen says that the attempt stands still until its output is collected.
 	Frozen bool `json:"frozen,omitempty"`
+	// NoOutput says that the attempt has exited and wrote no output, and that nobody is
+	// left who could.
+	NoOutput bool `json:"no_output,omitempty"`
 	// BackingOff says that the delay before the next attempt is not over.
 	BackingOff bool `json:"backing_off,omitempty"`
 	// Abandoned says that the step was decided while its attempt may be running.

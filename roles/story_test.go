@@ -184,6 +184,10 @@ func (y *story) event(f []string) Event {
 		r := report(AttemptExited)
 		r.ExitCode = number(2, 0)
 		return r
+	case "quiet": // quiet STEP CODE: exit without any output
+		r := report(AttemptExited)
+		r.ExitCode, r.NoOutput = number(2, 0), true
+		return r
 	case "say", "fails": // say STEP NAME VALUE: exit 0 with an output; fails: exit 1
 		r := report(AttemptExited)
 		if f[0] == "fails" {

@@ -104,6 +104,7 @@ func (e *env) configHome() string {
 type client struct {
 	servers []string // https://host:port, in the user's order
 	token   string
+	agent   string // User-Agent: what the go command recorded takes long to read
 	http    *http.Client
 	// patience is how long all servers may be out of reach before a call
 	// fails: long enough for a fail-over.
@@ -140,6 +141,7 @@ func (a *app) newClient() (*client, error) {
 	return &client{
 		servers:  c.Server,
 		token:    c.Token,
+		agent:    "uac/" + thisBuild().Version,
 		patience: 3 * time.Second,
 		idle:     idleTimeout,
 		http: &http.Client{
@@ -330,7 +332,7 @@ func (c *client) try(ctx context.Context, server string, k call, body []byte, re
 		return nil, err
 	}
 	req.Header.Set("Accept", "application/json, application/problem+json")
-	req.Header.Set("User-Agent", "uac/"+thisBuild().Version)
+	req.Header.Set("User-Agent", c.agent)
 	req.Header.Set(headerRequestID, requestID)
 	if c.token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.token)

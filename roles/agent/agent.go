@@ -314,11 +314,15 @@ func (a *Agent) reportOf(k key) (*wire.AgentMessage, uint64) {
 	}
 	at.sentAt = time.Now()
 	r := a.ledger.requests[k.request]
+	w := at.describe(k)
+	// What was written before a boot need not have reached the disk.
+	w.NoOutput = at.Phase == phaseExited && at.Boot == a.boot
 	return &wire.AgentMessage{Body: &wire.AgentMessage_Report{Report: &wire.Report{
 		Request: k.request,
 		Fence:   r.Fence.wire(),
-		Attempt: at.describe(k),
-		// The journal is filled in once r.seq is on disk.
+		Attempt: w,
+		// Once r.seq is on disk, the journal is filled in, and it is seen whether there
+		// is really no output: until then the wrapper, too, has ended.
 	}}}, r.seq
 }
 

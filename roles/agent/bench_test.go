@@ -3,11 +3,14 @@ package agent
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"uac/roles/wire"
 )
@@ -62,7 +65,7 @@ func BenchmarkSteps(b *testing.B) {
 		s.l.start(startOf(key{"R", fmt.Sprint(next), 1}, 5, ":"))
 		next++
 	}
-	begin := time.Now()
+	begin, used := time.Now(), processorTime(b)
 	for b.Loop() {
 		for next-done < inFlight {
 			start()
@@ -75,5 +78,40 @@ func BenchmarkSteps(b *testing.B) {
 		done++
 	}
 	b.ReportMetric(float64(done)/time.Since(begin).Seconds(), "steps/s")
+	b.ReportMetric(float64((processorTime(b)-used).Microseconds())/float64(done), "µs-cpu/step")
 	b.ReportMetric((m.of(MetricSyncs)-before)/float64(done), "fsyncs/step")
+}
+
+// BenchmarkShells measures what is left of BenchmarkSteps without an agent: a shell that
+// starts a shell and waits for it, 64 of them at a time.
+func BenchmarkShells(b *testing.B) {
+	begin, used := time.Now(), processorTime(b)
+	var g errgroup.Group
+	g.SetLimit(64)
+	n := 0
+	for b.Loop() {
+		n++
+		g.Go(func() error {
+			return exec.Command(shell, "-c", "(exec "+shell+" -c :); exit $?").Run()
+		})
+	}
+	if err := g.Wait(); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(float64(n)/time.Since(begin).Seconds(), "steps/s")
+	b.ReportMetric(float64((processorTime(b)-used).Microseconds())/float64(n), "µs-cpu/step")
+}
+
+// processorTime is what this process and the children that have ended have used.
+func processorTime(b *testing.B) time.Duration {
+	b.Helper()
+	var sum time.Duration
+	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
+		var used syscall.Rusage
+		if err := syscall.Getrusage(who, &used); err != nil {
+			b.Fatal(err)
+		}
+		sum += time.Duration(used.Utime.Nano() + used.Stime.Nano())
+	}
+	return sum
 }

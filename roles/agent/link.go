@@ -115,6 +115,9 @@ func (l *link) send(ctx context.Context, a *Agent, stream grpc.BidiStreamingClie
 		switch {
 		case report != nil:
 			report.Journal = a.journalState()
+			if at := report.GetAttempt(); at.GetNoOutput() {
+				at.NoOutput = a.dir(key{report.GetRequest(), at.GetStep(), at.GetAttempt()}).noOutput()
+			}
 			if report.GetAttempt().GetState() == wire.State_NEVER_STARTED {
 				a.deps.Point(pointNeverDurable)
 			}

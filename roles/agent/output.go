@@ -27,6 +27,22 @@ const (
 	lookSoon, lookLate = 10 * time.Millisecond, 150 * time.Millisecond
 )
 
+// noOutput reports whether an attempt that has exited since the machine was booted has
+// written nothing, and nobody is left who could: whoever can holds the pipe. This stays
+// so, and is found out again whenever it is to be told.
+func (d attemptDir) noOutput() bool {
+	pipe, err := d.openAlive()
+	if err != nil {
+		return false
+	}
+	defer pipe.Close()
+	if held, err := held(pipe); held || err != nil {
+		return false
+	}
+	info, err := os.Lstat(d.file(fileOutput)) // after the pipe, or something could come in between
+	return err == nil && info.Mode().IsRegular() && info.Size() == 0
+}
+
 // read is one reading of output that is under way.
 type read struct {
 	cancel context.CancelFunc

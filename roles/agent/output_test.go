@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"uac/roles/wire"
@@ -127,4 +128,97 @@ func TestOutputThatIsNotThere(t *testing.T) {
 			t.Errorf("%s: %q, error %q", name, got, problem)
 		}
 	}
+}
+
+// An attempt has no output when its file is empty and nobody is left who could write.
+func TestNoOutput(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(t *testing.T, d attemptDir)
+		want   bool
+	}{
+		"empty and free":  {func(*testing.T, attemptDir) {}, true},
+		"something":       {func(t *testing.T, d attemptDir) { writeFile(t, d.file(fileOutput), "x") }, false},
+		"no file":         {func(t *testing.T, d attemptDir) { remove(t, d.file(fileOutput)) }, false},
+		"no pipe":         {func(t *testing.T, d attemptDir) { remove(t, d.file(fileAlive)) }, false},
+		"no directory":    {func(t *testing.T, d attemptDir) { remove(t, string(d)) }, false},
+		"another file":    {func(t *testing.T, d attemptDir) { symlink(t, "/dev/null", d.file(fileOutput)) }, false},
+		"somebody's pipe": {hold, false},
+		"and with news in it": {func(t *testing.T, d attemptDir) {
+			hold(t, d)
+			writeFile(t, d.file(fileAlive), ".")
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := attemptDir(filepath.Join(t.TempDir(), "attempt"))
+			if err := d.make(); err != nil {
+				t.Fatal(err)
+			}
+			writeFile(t, d.file(fileOutput), "")
+			tt.change(t, d)
+			if got := d.noOutput(); got != tt.want {
+				t.Errorf("no output %v", got)
+			}
+		})
+	}
+}
+
+// hold holds the pipe of an attempt until the test ends, as what it left behind does.
+func hold(t *testing.T, d attemptDir) {
+	t.Helper()
+	pipe, err := os.OpenFile(d.file(fileAlive), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { pipe.Close() })
+}
+
+func writeFile(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func remove(t *testing.T, path string) {
+	t.Helper()
+	if err := os.RemoveAll(path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func symlink(t *testing.T, to, path string) {
+	t.Helper()
+	remove(t, path)
+	if err := os.Symlink(to, path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The report of an end says whether there is output, as long as it is repeated; of an
+// end in an earlier boot it cannot know.
+func TestNoOutputIsReported(t *testing.T) {
+	s := newStage(t, func(c *Config, _ *Deps) { c.ResendAfter = 1 })
+	quiet, loud, left, gate := key{"R", "quiet", 1}, key{"R", "loud", 1}, key{"R", "left", 1}, filepath.Join(t.TempDir(), "gate")
+	if err := syscall.Mkfifo(gate, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.l.start(startOf(quiet, 5, ":"))
+	s.l.start(startOf(loud, 5, "echo x"))
+	s.l.start(startOf(left, 5, "read x <"+gate+" &"))
+	said := func(k key, want bool) {
+		t.Helper()
+		s.l.expect("a report", func(m *wire.AgentMessage) bool {
+			at := m.GetReport().GetAttempt()
+			return at.GetStep() == k.step && at.GetState() == wire.State_EXITED && at.GetNoOutput() == want
+		})
+	}
+	said(quiet, true)
+	said(loud, false)
+	said(left, false)
+	writeFile(t, gate, "go\n")
+	said(left, true)
+	s.a.mu.Lock()
+	s.a.ledger.attempt(quiet).Boot = "another"
+	s.a.mu.Unlock()
+	said(quiet, false)
 }

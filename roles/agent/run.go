@@ -42,6 +42,10 @@ const (
 	// termDelay is how long after its start an attempt is left alone: a TERM that
 	// reaches the wrapper before it has started the command would pass it by.
 	termDelay = 100 * time.Millisecond
+	// runningAfter is how long an attempt runs before that is reported. One that ends
+	// sooner reports its end only, which says when it was started, too: most steps are
+	// short, and each report that is news is a write of the whole cluster.
+	runningAfter = 100 * time.Millisecond
 	// killAgain is the time between two looks at what is left after KILL.
 	killAgain = 50 * time.Millisecond
 	// lookAgain is the time between two looks at a session that is alive although
@@ -135,7 +139,6 @@ func (a *Agent) begin(ctx context.Context, r *run, c *wire.Start, seq uint64, qu
 		Kind: kindLaunched, Request: r.key.request, Step: r.key.step, Attempt: r.key.attempt,
 		Pid: p.pid, PidStart: p.start, BootTime: boot,
 	})
-	a.notify(r.key)
 	a.mu.Unlock()
 	a.deps.Point(pointLaunched)
 	a.runners.Go(a.stock)
@@ -278,6 +281,8 @@ func (a *Agent) attend(ctx context.Context, r *run, p process, pipe *os.File) {
 	}
 	r.notify() // a stop may be recorded already
 
+	running := time.NewTimer(runningAfter)
+	defer running.Stop()
 	gone := false
 	look := time.NewTicker(lookAgain)
 	look.Stop()
@@ -294,6 +299,10 @@ func (a *Agent) attend(ctx context.Context, r *run, p process, pipe *os.File) {
 			a.fail(fmt.Errorf("watch attempt %s: %w", r.key, err))
 			return
 		case <-look.C:
+		case <-running.C:
+			a.mu.Lock()
+			a.notify(r.key)
+			a.mu.Unlock()
 		case <-r.kick:
 			s.kicked()
 		case want := <-r.hold:

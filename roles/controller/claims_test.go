@@ -251,7 +251,6 @@ func TestTakeover(t *testing.T) {
 	a.exited(a.start(), 0)
 	c1.awaitStatus(last.ID, roles.RequestSucceeded)
 	a.ack()
-	a.ack() // farewell
 	before := c1.fence(last.ID)
 	w.kill("c1")
 	c2, c3 := w.node("c2"), w.node("c3")
@@ -271,7 +270,6 @@ func TestTakeover(t *testing.T) {
 		same(t, "the fence of adopt", c2.fence(r.ID), ad.GetFence())
 		a.adopted(ad, &wire.Attempt{Step: "one", Attempt: 1, State: wire.State_EXITED, End: &wire.End{}})
 		same(t, "the acknowledgement", &wire.Ack{Request: r.ID, Step: "one", Attempt: 1, Fence: ad.GetFence(), Final: true}, a.ack())
-		a.ack() // farewell
 		c2.awaitStatus(r.ID, roles.RequestSucceeded)
 	}
 	a.quiet(c2)

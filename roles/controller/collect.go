@@ -232,9 +232,15 @@ func (r *collection) note(rest string, kv coord.KV) bool {
 
 func (r *collection) drop() {
 	for _, a := range r.attempts {
-		a.stop()
-		a.state = collectDone
+		a.finish()
 	}
+}
+
+// finish ends the collection of the attempt. What comes of a turn that is under way is
+// not looked at any more.
+func (a *collect) finish() {
+	a.stop()
+	a.state = collectDone
 }
 
 func (a *collect) stop() {
@@ -260,7 +266,13 @@ func (k *collector) advance(r *collection) {
 			if a == nil {
 				a = &collect{key: key, agent: st.Agent, of: r}
 				r.attempts[key] = a
-				k.line(a)
+				if n < st.Attempt || !st.NoOutput {
+					k.line(a)
+				}
+			}
+			if n == st.Attempt && st.NoOutput {
+				a.finish()
+				continue
 			}
 			frozen := n == st.Attempt && st.Frozen
 			if frozen && !a.frozen {
@@ -483,6 +495,20 @@ func (k *collector) mark(a *collect, what string) error {
 		return storeError(fmt.Errorf("create %s: %w", name, err))
 	}
 	return nil
+}
+
+// collectedBy returns the writes that say that nothing is left to collect, if the change
+// that makes a request final shows that none of its attempts had any output.
+func (c *Controller) collectedBy(state roles.State, change roles.Change) []coord.Write {
+	if !c.collects() || !change.Record || !state.Record.Status.Final() {
+		return nil
+	}
+	for _, st := range state.Steps {
+		if st.Attempt > 1 || st.Attempt == 1 && !st.NoOutput || st.Abandoned {
+			return nil
+		}
+	}
+	return []coord.Write{coord.Del(collectKey(state.Request.ID))}
 }
 
 // mustCollect returns the write that has the output of a request collected, unless it

@@ -519,3 +519,66 @@ func TestNothingIsCollectedWithoutAMount(t *testing.T) {
 		t.Errorf("%q, %v", got, err)
 	}
 }
+
+// What has written nothing costs the mount nothing, and is read without anybody's help.
+func TestNothingToCollect(t *testing.T) {
+	store := newDirStore(t)
+	var touched []string // names on the mount; guarded by store.mu
+	store.failing(func(_, name string) (error, bool) {
+		touched = append(touched, name) // one call at a time: one attempt is collected
+		return nil, false
+	})
+	w := newWorld(t, worldOptions{output: store})
+	c1 := w.node("c1")
+	a := w.speaker(c1, "a1")
+	c1.apply(process("quiet", step("one", "a1"), step("two", "a1", "one")), process("mixed", step("one", "a1"), step("two", "a1", "one")))
+	run := func(process string, output map[string]string) string {
+		r := c1.accept(process)
+		for range 2 {
+			st := a.start()
+			text := output[st.GetStep()]
+			a.write(st.GetStep(), []byte(text), true)
+			a.say(&wire.AgentMessage{Body: &wire.AgentMessage_Report{Report: &wire.Report{
+				Request: r.ID, Fence: a.fences[r.ID], Journal: a.journal,
+				Attempt: &wire.Attempt{Step: st.GetStep(), Attempt: 1, State: wire.State_EXITED, End: &wire.End{}, NoOutput: text == ""},
+			}}})
+		}
+		c1.awaitStatus(r.ID, roles.RequestSucceeded)
+		c1.awaitKept(r.ID)
+		return r.ID
+	}
+	together := make(chan bool, 2) // a request became final: was its key removed with it?
+	_, stop := c1.member.View().Follow(func(b coord.Batch) {
+		removed, final := false, false
+		for _, ch := range b.Changes {
+			removed = removed || strings.HasPrefix(ch.Key, prefixCollect) && ch.Deleted
+			if id, rest := requestOf(ch.Key, prefixRequests); id != "" && rest == "status" && !ch.Deleted {
+				rec, err := decode[roles.Record](ch.KV)
+				final = err == nil && rec.Status.Final()
+			}
+		}
+		if final {
+			together <- removed
+		}
+	})
+	defer stop()
+	quiet := run("quiet", nil)
+	if len(touched) > 0 {
+		t.Errorf("on the mount: %v", touched)
+	}
+	if !<-together {
+		t.Error("that nothing is left to collect was not stored with the last end")
+	}
+	mixed := run("mixed", map[string]string{"two": "text"})
+	for _, name := range touched {
+		if dir := outputDir(attemptKey{mixed, "two", 1}); !strings.HasPrefix(name, dir) {
+			t.Errorf("on the mount: %s, want only what is in %s", name, dir)
+		}
+	}
+	a.disconnect()
+	for _, tt := range []struct{ id, step, want string }{{quiet, "one", ""}, {quiet, "two", ""}, {mixed, "one", ""}, {mixed, "two", "text"}} {
+		if got, gaps, err := c1.whole(tt.id, tt.step); err != nil || got != tt.want || gaps != nil {
+			t.Errorf("%s of %s: %q, gaps %v, error %v", tt.step, tt.id, got, gaps, err)
+		}
+	}
+}

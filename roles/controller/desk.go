@@ -280,7 +280,8 @@ func (d *desk) feedOne(o *owned, next roles.State, change roles.Change) []coord.
 	}
 	o.state = state
 	d.waitFor(o, wants)
-	return records(o.id, state, change.And(more))
+	change = change.And(more)
+	return append(records(o.id, state, change), d.c.collectedBy(state, change)...)
 }
 
 // choose finds the agents of ready steps with for_each, and dispatches other ready
@@ -377,7 +378,11 @@ func (d *desk) perform(o *owned) {
 	replies := o.replies
 	o.replies = nil
 	for _, eff := range replies {
-		d.send(o, eff)
+		// That an end is stored says, of a request that has ended, that it has.
+		if d.send(o, eff) && eff.Kind == roles.EffectAck && o.state.Record.Status.Final() {
+			finish := roles.Effect{Kind: roles.EffectFinish, Agent: eff.Agent, Fence: eff.Fence}
+			o.performed[finish] = d.linkTo(eff.Agent).nonce()
+		}
 	}
 	told := true
 	for _, eff := range roles.Pending(o.state) {

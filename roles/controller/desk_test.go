@@ -78,7 +78,6 @@ func TestRun(t *testing.T) {
 	}
 	a.exited(two, 3)
 	same(t, "the answer to the last end", &wire.Ack{Request: r.ID, Step: "two", Attempt: 1, Fence: fence, Final: true}, a.ack())
-	same(t, "the farewell", &wire.Ack{Request: r.ID, Fence: fence, Final: true}, a.ack())
 	got := c1.awaitStatus(r.ID, roles.RequestFailed)
 	if code := stepOf(got, "two").ExitCode; code == nil || *code != 3 {
 		t.Errorf("exit code %v, want 3", code)
@@ -113,7 +112,6 @@ func TestRetry(t *testing.T) {
 		a.ack()
 	}
 	c1.awaitStatus(r.ID, roles.RequestFailed)
-	a.ack() // farewell
 	a.quiet(c1)
 }
 
@@ -427,7 +425,6 @@ func TestForced(t *testing.T) {
 	same(t, "the kill", &wire.Kill{Request: r.ID, Step: "one", Attempt: 1, Fence: c1.fence(r.ID)}, a.killed())
 	a.report(r.ID, "one", 1, wire.State_EXITED, &wire.End{})
 	same(t, "the answer", &wire.Ack{Request: r.ID, Step: "one", Attempt: 1, Fence: c1.fence(r.ID), Final: true}, a.ack())
-	same(t, "the farewell", &wire.Ack{Request: r.ID, Fence: c1.fence(r.ID), Final: true}, a.ack())
 	a.quiet(c1)
 	same(t, "the audit", []string{"request.accepted", "request.resolve", "step.late_report"}, c1.events(r.ID))
 	if got := c1.awaitStatus(r.ID, roles.RequestFailed); stepOf(got, "one").Status != roles.StepFailed {
@@ -454,7 +451,6 @@ func TestForcedAndTakenOver(t *testing.T) {
 	}
 	a.exited(s, 143)
 	a.ack()
-	a.ack() // farewell
 	same(t, "the audit", []string{"request.accepted", "request.resolve", "step.late_report"}, c1.events(r.ID))
 	// That was all, and nobody owns it any more.
 	fence := c1.fence(r.ID)

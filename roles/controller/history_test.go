@@ -78,8 +78,7 @@ func (n *node) finish(a *agent, process, key string) api.Request {
 	}
 	s := a.start()
 	a.exited(s, 0)
-	a.ack() // of the end
-	a.ack() // of the request
+	a.ack()
 	return n.awaitStatus(r.ID, roles.RequestSucceeded)
 }
 

@@ -97,7 +97,6 @@ func TestLimits(t *testing.T) {
 		c1.awaitStatus(second.ID, roles.RequestCancelled)
 		a.exited(s, 0)
 		a.ack()
-		a.ack() // farewell
 		if s = a.start(); s.GetRequest() != third.ID {
 			t.Fatalf("started %v, want the one that is left", s)
 		}
@@ -153,7 +152,6 @@ func TestLimits(t *testing.T) {
 		}
 		b2.exited(byAgent[b2], 0)
 		b2.ack()
-		b2.ack() // farewell
 		if s := b2.start(); s.GetRequest() != third.ID {
 			t.Errorf("started %v, want what waited", s)
 		}
@@ -209,7 +207,6 @@ func TestLimits(t *testing.T) {
 		a.report(waiting.ID, "one", 1, wire.State_NEVER_STARTED, &wire.End{})
 		a.ack()
 		c1.awaitStatus(waiting.ID, roles.RequestCancelled)
-		a.ack() // farewell
 		a.exited(s, 0)
 	})
 }
@@ -303,7 +300,6 @@ func TestLimitSurvivesItsOwner(t *testing.T) {
 	a.quiet(c2)
 	a.exited(s, 0)
 	a.ack()
-	a.ack() // farewell
 	if s := a.start(); s.GetRequest() != waits.ID {
 		t.Errorf("started %v, want what waited", s)
 	}

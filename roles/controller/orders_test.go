@@ -123,9 +123,8 @@ func TestOrders(t *testing.T) {
 		got := c1.awaitStatus(id, roles.RequestFailed)
 		same(t, "the reason", "finished by op: because", got.Reason)
 		a.report(id, "one", 1, wire.State_EXITED, &wire.End{Code: 143, Stopped: wire.Stop_KILLED})
-		a.ack()
-		if ack := a.ack(); !ack.GetFinal() || ack.GetStep() != "" {
-			t.Errorf("told %v, want that the request is final", ack)
+		if ack := a.ack(); !ack.GetFinal() || ack.GetStep() != "one" {
+			t.Errorf("told %v, want that the end is stored and the request final", ack)
 		}
 		same(t, "the audit", []string{"request.accepted", "request.finish", "step.late_report"}, c1.events(id))
 		if err := c1.Steer(t.Context(), operator, id, api.Order{Verb: "rerun", Step: "one"}); !errors.Is(err, api.ErrConflict) {

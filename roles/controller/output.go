@@ -141,6 +141,9 @@ func (c *Controller) ReadOutput(ctx context.Context, id, step string, attempt in
 	if st.Agent == "" || attempt < 1 || attempt > st.Attempt {
 		return fmt.Errorf("%w: step %s has no attempt %d", api.ErrNotFound, step, attempt)
 	}
+	if attempt == st.Attempt && st.NoOutput {
+		return nil // whoever has it, or not any more
+	}
 	r := &outputReader{c: c, key: attemptKey{id, step, attempt}, offset: offset, w: w}
 	if c.collects() && state.Record.Status.Final() && !outputPending(snap, id) {
 		// All of it is on the mount, and the agent may be gone.

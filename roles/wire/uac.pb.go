@@ -938,7 +938,10 @@ type Attempt struct {
 	// Output beyond the limit of the attempt was thrown away: this many bytes.
 	OutputDropped int64 `protobuf:"varint,9,opt,name=output_dropped,json=outputDropped,proto3" json:"output_dropped,omitempty"`
 	// Its processes are stopped until output is acknowledged.
-	Frozen        bool `protobuf:"varint,10,opt,name=frozen,proto3" json:"frozen,omitempty"`
+	Frozen bool `protobuf:"varint,10,opt,name=frozen,proto3" json:"frozen,omitempty"`
+	// In the report of an exit: nothing was written as its output, and nobody is left
+	// who could. So there is nothing to collect. False says nothing.
+	NoOutput      bool `protobuf:"varint,11,opt,name=no_output,json=noOutput,proto3" json:"no_output,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1039,6 +1042,13 @@ func (x *Attempt) GetOutputDropped() int64 {
 func (x *Attempt) GetFrozen() bool {
 	if x != nil {
 		return x.Frozen
+	}
+	return false
+}
+
+func (x *Attempt) GetNoOutput() bool {
+	if x != nil {
+		return x.NoOutput
 	}
 	return false
 }
@@ -3466,7 +3476,7 @@ const file_uac_proto_rawDesc = "" +
 	"\aoutputs\x18\x05 \x03(\v2\x1d.uac.wire.v1.End.OutputsEntryR\aoutputs\x1a:\n" +
 	"\fOutputsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xeb\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x88\x03\n" +
 	"\aAttempt\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12(\n" +
@@ -3478,7 +3488,8 @@ const file_uac_proto_rawDesc = "" +
 	"\facknowledged\x18\b \x01(\bR\facknowledged\x12%\n" +
 	"\x0eoutput_dropped\x18\t \x01(\x03R\routputDropped\x12\x16\n" +
 	"\x06frozen\x18\n" +
-	" \x01(\bR\x06frozen\"\xac\x01\n" +
+	" \x01(\bR\x06frozen\x12\x1b\n" +
+	"\tno_output\x18\v \x01(\bR\bnoOutput\"\xac\x01\n" +
 	"\x06Report\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\tR\arequest\x12(\n" +
 	"\x05fence\x18\x02 \x01(\v2\x12.uac.wire.v1.FenceR\x05fence\x12.\n" +
