@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"uac/roles"
 )
 
 // devSupervisor runs the nodes of a cluster as children of this process. It is
@@ -169,6 +171,38 @@ func withoutSettings(environ []string) []string {
 	return slices.DeleteFunc(slices.Clone(environ), func(v string) bool { return strings.HasPrefix(v, "UAC_") })
 }
 
+// memberSlack is how late the kernel may wake a thread of a member, as the unit in
+// docs/operations/setup.md has it: see there. Agents keep the usual 50 µs, because their
+// steps inherit it.
+const memberSlack = 500 * time.Microsecond
+
+func slackOf(role roles.Role) time.Duration {
+	if role == roles.RoleController || role == roles.RoleWatch {
+		return memberSlack
+	}
+	return 0
+}
+
+// withTimerSlack calls f, which starts a process, on a thread whose timer slack the
+// process inherits; 0 changes nothing. The calling goroutine must be locked to its thread.
+func withTimerSlack(slack time.Duration, f func() error) error {
+	if slack == 0 {
+		return f()
+	}
+	was, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
+	if err != nil {
+		return os.NewSyscallError("prctl", err)
+	}
+	set := func(ns int) error {
+		return os.NewSyscallError("prctl", unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(ns), 0, 0, 0))
+	}
+	if err := set(int(slack.Nanoseconds())); err != nil {
+		return err
+	}
+	defer func() { _ = set(was) }() // what could be changed can be changed back
+	return f()
+}
+
 // forkThread runs what starts nodes on one thread of the system: the kernel
 // ends a node together with the thread that started it.
 func forkThread(work <-chan func()) {
@@ -222,7 +256,9 @@ func (s *devSupervisor) start(ctx context.Context, name string) error {
 		return fail(exitConflict, "%s runs already (pid %d)", name, node.PID)
 	}
 	forked := make(chan error)
-	s.fork <- func() { forked <- startIn(n.namespace, cmd) }
+	s.fork <- func() {
+		forked <- withTimerSlack(slackOf(n.Role), func() error { return startIn(n.namespace, cmd) })
+	}
 	if err := <-forked; err != nil {
 		return fmt.Errorf("start %s: %w", name, err)
 	}
