@@ -24,10 +24,11 @@ type fabric struct {
 	conns     []*fabricConn
 	cut       map[string]bool  // nodes off the network
 	refusing  map[string]error // what dials to a node fail with
+	dials     map[string]int   // how many there were
 }
 
 func newFabric() *fabric {
-	return &fabric{listeners: map[string]*fabricListener{}, cut: map[string]bool{}, refusing: map[string]error{}}
+	return &fabric{listeners: map[string]*fabricListener{}, cut: map[string]bool{}, refusing: map[string]error{}, dials: map[string]int{}}
 }
 
 // lifelineOf is where a node listens for lifelines.
@@ -104,6 +105,7 @@ func (f *fabric) dialer(from string) func(context.Context, string) (net.Conn, er
 	return func(ctx context.Context, to string) (net.Conn, error) {
 		f.mu.Lock()
 		l, err := f.listeners[to], f.refusing[to]
+		f.dials[to]++
 		f.mu.Unlock()
 		if err != nil {
 			return nil, err
@@ -172,6 +174,20 @@ func (f *fabric) die(node string, dials error) {
 	f.refusing[node] = dials
 	f.mu.Unlock()
 	f.dropLifelines(node)
+}
+
+// refuse lets dials to an address fail with that error, or succeed again.
+func (f *fabric) refuse(to string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.refusing[to] = err
+}
+
+// dialed returns how often an address was dialed.
+func (f *fabric) dialed(to string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.dials[to]
 }
 
 // unplug takes a node off the network; plug brings it back, with its old
