@@ -90,14 +90,14 @@ func serve(socket, out int) {
 		for errors.Is(err, unix.EINTR) {
 			err = unix.Sendmsg(out, binary.NativeEndian.AppendUint32(nil, uint32(errno)), rights, nil, unix.MSG_NOSIGNAL)
 		}
-		if err == nil && rights == nil {
-			_, err = unix.Poll([]unix.PollFd{{Fd: int32(out)}}, int(acceptPause.Milliseconds()))
-		}
 		if rights != nil {
 			unix.Close(fd)
 		}
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return
+		if err != nil || rights == nil {
+			// The kernel has no memory to hand a connection over, which is lost then, or
+			// to accept it. The port stays open: a living process that is refused looks
+			// dead.
+			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(out)}}, int(acceptPause.Milliseconds()))
 		}
 	}
 }
