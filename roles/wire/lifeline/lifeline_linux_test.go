@@ -260,6 +260,15 @@ func TestListenWithoutMemory(t *testing.T) {
 	}
 }
 
+// Containers commonly forbid unshare.
+func TestHoldInContainer(t *testing.T) {
+	if !without(t, unix.SYS_UNSHARE, unix.EPERM) {
+		return
+	}
+	t.Run("hold", TestHold)
+	t.Run("listen", TestListen)
+}
+
 // What a killed process held ends although its other files live on: here a child has
 // inherited all of them.
 func TestKilled(t *testing.T) {
