@@ -84,6 +84,7 @@ type fabricConn struct {
 	f             *fabric
 	local, remote string
 	lifeline      bool
+	dialed        bool // the end of who dialed
 }
 
 // Write loses what is sent to or from a node that is off the network, like a
@@ -119,7 +120,7 @@ func (f *fabric) dialer(from string) func(context.Context, string) (net.Conn, er
 		}
 		a, b := net.Pipe()
 		life := l.at != l.node
-		ours := &fabricConn{Conn: a, f: f, local: from, remote: l.node, lifeline: life}
+		ours := &fabricConn{Conn: a, f: f, local: from, remote: l.node, lifeline: life, dialed: true}
 		theirs := &fabricConn{Conn: b, f: f, local: l.node, remote: from, lifeline: life}
 		f.mu.Lock()
 		f.conns = append(f.conns, ours, theirs)
@@ -164,6 +165,18 @@ func (f *fabric) dropLifelines(node string) (n int) {
 		}
 	}
 	return n
+}
+
+// dropDialed breaks the connections that others have dialed to a node, but for lifelines.
+func (f *fabric) dropDialed(node string) {
+	f.mu.Lock()
+	conns := slices.Clone(f.conns)
+	f.mu.Unlock()
+	for _, c := range conns {
+		if c.dialed && !c.lifeline && c.remote == node {
+			_ = c.Close()
+		}
+	}
 }
 
 // die is the first moment of kill -9: no code of the node runs any more, its lifelines

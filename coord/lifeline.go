@@ -104,10 +104,10 @@ func (m *mesh) heed(ctx context.Context, conn net.Conn) error {
 }
 
 // lifelineEnded finds out whether the process has ended: then it listens no more. The
-// kernel may close its port a moment after its lifelines. As soon as its connections
-// have ended, too, the dials that look for its successor find out.
+// kernel may close its port a moment after its lifelines. As soon as the connection that
+// this member dialed has ended, too, the dials that look for its successor find out.
 func (m *mesh) lifelineEnded(ctx context.Context, p *peer, run string) {
-	for wait := firstRedial; m.up(p, run) && ctx.Err() == nil; wait *= 2 {
+	for wait := firstRedial; m.reached(p, run) && ctx.Err() == nil; wait *= 2 {
 		dialCtx, cancel := context.WithTimeout(ctx, m.patience())
 		began := time.Now()
 		conn, err := m.cfg.Dial(dialCtx, p.name)
@@ -126,11 +126,12 @@ func (m *mesh) lifelineEnded(ctx context.Context, p *peer, run string) {
 	}
 }
 
-// up reports whether there is a connection with that process.
-func (m *mesh) up(p *peer, run string) bool {
+// reached reports whether a connection that this member dialed to the process is up. If
+// not, a firewall may refuse what is dialed and leave alone what the process has dialed.
+func (m *mesh) reached(p *peer, run string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return p.out != nil && p.out.run == run || p.in != nil && p.in.run == run
+	return p.out != nil && p.out.run == run
 }
 
 // ceased drops the connections with a process which is known to have ended by a dial

@@ -75,6 +75,28 @@ func TestLifelineAloneProvesNothing(t *testing.T) {
 	})
 }
 
+// A firewall may refuse connections to a node and leave those alone that the node opens.
+func TestLifelineOfWhoCannotBeDialed(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric, _ *cluster, c1, c2, w1 *testNode) {
+		f.refuse("c1", errRefused)
+		f.dropDialed("c1")
+		synctest.Wait()
+		f.dropLifelines("c1")
+		synctest.Wait()
+		for _, n := range []*testNode{c2, w1} {
+			if s := n.status("c1"); s.Dialed || !s.Accepted {
+				t.Errorf("%s: %+v, want what c1 dialed and nothing else", n.facts.node, s)
+			}
+			if n.events.has("evidence c1 10 refused") || n.events.has("agreed c1 10") {
+				t.Errorf("%s takes who cannot be dialed for dead: events are %v", n.facts.node, n.events)
+			}
+		}
+		if err := c1.Check(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // Who takes no lifelines, as a member of an older version, is not asked for one all
 // the time, but asked again.
 func TestNoLifelineIsTriedSeldom(t *testing.T) {
