@@ -24,10 +24,11 @@ type fabric struct {
 	conns     []*fabricConn
 	cut       map[string]bool  // nodes off the network
 	refusing  map[string]error // what dials to a node fail with
+	dials     map[string]int   // how many there were
 }
 
 func newFabric() *fabric {
-	return &fabric{listeners: map[string]*fabricListener{}, cut: map[string]bool{}, refusing: map[string]error{}}
+	return &fabric{listeners: map[string]*fabricListener{}, cut: map[string]bool{}, refusing: map[string]error{}, dials: map[string]int{}}
 }
 
 // lifelineOf is where a node listens for lifelines.
@@ -83,6 +84,7 @@ type fabricConn struct {
 	f             *fabric
 	local, remote string
 	lifeline      bool
+	dialed        bool // the end of who dialed
 }
 
 // Write loses what is sent to or from a node that is off the network, like a
@@ -104,6 +106,7 @@ func (f *fabric) dialer(from string) func(context.Context, string) (net.Conn, er
 	return func(ctx context.Context, to string) (net.Conn, error) {
 		f.mu.Lock()
 		l, err := f.listeners[to], f.refusing[to]
+		f.dials[to]++
 		f.mu.Unlock()
 		if err != nil {
 			return nil, err
@@ -117,7 +120,7 @@ func (f *fabric) dialer(from string) func(context.Context, string) (net.Conn, er
 		}
 		a, b := net.Pipe()
 		life := l.at != l.node
-		ours := &fabricConn{Conn: a, f: f, local: from, remote: l.node, lifeline: life}
+		ours := &fabricConn{Conn: a, f: f, local: from, remote: l.node, lifeline: life, dialed: true}
 		theirs := &fabricConn{Conn: b, f: f, local: l.node, remote: from, lifeline: life}
 		f.mu.Lock()
 		f.conns = append(f.conns, ours, theirs)
@@ -164,6 +167,18 @@ func (f *fabric) dropLifelines(node string) (n int) {
 	return n
 }
 
+// dropDialed breaks the connections that others have dialed to a node, but for lifelines.
+func (f *fabric) dropDialed(node string) {
+	f.mu.Lock()
+	conns := slices.Clone(f.conns)
+	f.mu.Unlock()
+	for _, c := range conns {
+		if c.dialed && !c.lifeline && c.remote == node {
+			_ = c.Close()
+		}
+	}
+}
+
 // die is the first moment of kill -9: no code of the node runs any more, its lifelines
 // have ended, its connections have not. Dials to it fail with that error.
 func (f *fabric) die(node string, dials error) {
@@ -172,6 +187,20 @@ func (f *fabric) die(node string, dials error) {
 	f.refusing[node] = dials
 	f.mu.Unlock()
 	f.dropLifelines(node)
+}
+
+// refuse lets dials to an address fail with that error, or succeed again.
+func (f *fabric) refuse(to string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.refusing[to] = err
+}
+
+// dialed returns how often an address was dialed.
+func (f *fabric) dialed(to string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.dials[to]
 }
 
 // unplug takes a node off the network; plug brings it back, with its old

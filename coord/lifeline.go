@@ -15,6 +15,11 @@ type meshLifelines struct {
 	Hold     func(net.Conn) (Lifeline, error)
 }
 
+// longestLifelinePause bounds the pauses between attempts at a lifeline. What makes
+// them fail, a peer of an older version or a kernel that forbids it, lasts as long as
+// one of the two processes.
+const longestLifelinePause = time.Minute
+
 // errCeased ends the connections with a process of which the kernel has closed the
 // lifeline and the port.
 var errCeased = errors.New("the process has ended")
@@ -29,11 +34,17 @@ func (m *mesh) beside(ctx context.Context, p *peer) (stop func()) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	wg.Go(func() {
+		wait := refusalPause
 		for ctx.Err() == nil {
-			if err := m.lifeline(ctx, p.name); err != nil && ctx.Err() == nil {
+			err := m.lifeline(ctx, p.name)
+			switch {
+			case err == nil:
+				wait = refusalPause
+			case ctx.Err() == nil:
 				m.log.Debug("no lifeline", "peer", p.name, "error", err)
 			}
-			_ = pause(ctx, refusalPause)
+			_ = pause(ctx, wait)
+			wait = min(2*wait, longestLifelinePause)
 		}
 	})
 	return func() { cancel(); wg.Wait() }
@@ -93,10 +104,10 @@ func (m *mesh) heed(ctx context.Context, conn net.Conn) error {
 }
 
 // lifelineEnded finds out whether the process has ended: then it listens no more. The
-// kernel may close its port a moment after its lifelines. As soon as its connections
-// have ended, too, the dials that look for its successor find out.
+// kernel may close its port a moment after its lifelines. As soon as the connection that
+// this member dialed has ended, too, the dials that look for its successor find out.
 func (m *mesh) lifelineEnded(ctx context.Context, p *peer, run string) {
-	for wait := firstRedial; m.up(p, run) && ctx.Err() == nil; wait *= 2 {
+	for wait := firstRedial; m.reached(p, run) && ctx.Err() == nil; wait *= 2 {
 		dialCtx, cancel := context.WithTimeout(ctx, m.patience())
 		began := time.Now()
 		conn, err := m.cfg.Dial(dialCtx, p.name)
@@ -115,11 +126,12 @@ func (m *mesh) lifelineEnded(ctx context.Context, p *peer, run string) {
 	}
 }
 
-// up reports whether there is a connection with that process.
-func (m *mesh) up(p *peer, run string) bool {
+// reached reports whether a connection that this member dialed to the process is up. If
+// not, a firewall may refuse what is dialed and leave alone what the process has dialed.
+func (m *mesh) reached(p *peer, run string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return p.out != nil && p.out.run == run || p.in != nil && p.in.run == run
+	return p.out != nil && p.out.run == run
 }
 
 // ceased drops the connections with a process which is known to have ended by a dial
@@ -127,13 +139,17 @@ func (m *mesh) up(p *peer, run string) bool {
 func (m *mesh) ceased(p *peer, run string, began time.Time) {
 	now := m.lock()
 	defer m.unlock()
+	dropped := false
 	for _, slot := range []**link{&p.out, &p.in} {
 		if l := *slot; l != nil && l.run == run {
 			m.drop(now, p, slot, errCeased)
+			dropped = true
 		}
 	}
-	m.log.Info("peer disconnected", "peer", p.name, "reason", errCeased)
-	m.parted(p)
+	if dropped { // they may have ended, or another lifeline may have told, meanwhile
+		m.log.Info("peer disconnected", "peer", p.name, "reason", errCeased)
+		m.parted(p)
+	}
 	p.seen.lifelineRefused(run, began)
 	m.review(now, p)
 }

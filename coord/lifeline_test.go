@@ -1,6 +1,7 @@
 package coord
 
 import (
+	"errors"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -70,6 +71,62 @@ func TestLifelineAloneProvesNothing(t *testing.T) {
 		}
 		f.die("c1", errRefused)
 		synctest.Wait()
+		wantAgreement(t, c2, "c1", 10, "c2 w1")
+	})
+}
+
+// A firewall may refuse connections to a node and leave those alone that the node opens.
+func TestLifelineOfWhoCannotBeDialed(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric, _ *cluster, c1, c2, w1 *testNode) {
+		f.refuse("c1", errRefused)
+		f.dropDialed("c1")
+		synctest.Wait()
+		f.dropLifelines("c1")
+		synctest.Wait()
+		for _, n := range []*testNode{c2, w1} {
+			if s := n.status("c1"); s.Dialed || !s.Accepted {
+				t.Errorf("%s: %+v, want what c1 dialed and nothing else", n.facts.node, s)
+			}
+			if n.events.has("evidence c1 10 refused") || n.events.has("agreed c1 10") {
+				t.Errorf("%s takes who cannot be dialed for dead: events are %v", n.facts.node, n.events)
+			}
+		}
+		if err := c1.Check(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Who takes no lifelines, as a member of an older version, is not asked for one all
+// the time, but asked again.
+func TestNoLifelineIsTriedSeldom(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric, _ *cluster, _, _, _ *testNode) {
+		f.refuse(lifelineOf("c1"), errors.New("no such class"))
+		f.dropLifelines("c1")
+		before := f.dialed(lifelineOf("c1"))
+		time.Sleep(5 * time.Minute)
+		if n := f.dialed(lifelineOf("c1")) - before; n > 40 {
+			t.Errorf("two members dialed %d times in five minutes", n)
+		}
+		f.refuse(lifelineOf("c1"), nil)
+		time.Sleep(2 * longestLifelinePause)
+		synctest.Wait()
+		if n := f.dropLifelines("c1"); n != 4 {
+			t.Errorf("c1 has %d ends of lifelines, want one of each kind with both others", n)
+		}
+	})
+}
+
+// A process may have had two lifelines, of which one was broken, and both end.
+func TestLifelineTellsOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fabric, _ *cluster, _, c2, _ *testNode) {
+		f.die("c1", errRefused)
+		synctest.Wait()
+		c2.events.clear()
+		c2.ceased(c2.peers["c1"], "r1", time.Now())
+		if c2.events.has("hello") {
+			t.Error("c2 took leave of c1 twice")
+		}
 		wantAgreement(t, c2, "c1", 10, "c2 w1")
 	})
 }

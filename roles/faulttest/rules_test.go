@@ -89,6 +89,14 @@ func rules() []rule {
 			pkg: "./coord", test: "TestLifelineAloneProvesNothing", says: "takes the end of a lifeline for a death",
 		},
 		{
+			name: "a lifeline's end counts beside a dialed connection", without: "a firewall refuses what is dialed to a node; the network resets a lifeline, and the living Active is declared dead",
+			file: "coord/lifeline.go", replacement: replacement{
+				"return p.out != nil && p.out.run == run\n",
+				"return p.out != nil && p.out.run == run || p.in != nil && p.in.run == run\n",
+			},
+			pkg: "./coord", test: "TestLifelineOfWhoCannotBeDialed", says: "takes who cannot be dialed for dead",
+		},
+		{
 			name: "a lifeline tells of its own process", without: "a node restarts; what is left of its former process ends late, and the new session is declared dead",
 			file: "coord/evidence.go", replacement: replacement{"if o.run == run && o.links == 0 &&", "if o.links == 0 &&"},
 			pkg: "./coord", test: "TestLifelineRefused", says: "another process than the session's: evidence \"refused\"",

@@ -13,8 +13,10 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"uac/roles/wire/lifeline"
 )
@@ -237,6 +239,36 @@ func TestListenOutOfFiles(t *testing.T) {
 	}
 }
 
+// Where the kernel has no memory to hand over a connection, that one is lost, and not
+// the port: a process that is refused looks dead.
+func TestListenWithoutMemory(t *testing.T) {
+	if !without(t, unix.SYS_SENDMSG, unix.ENOBUFS) {
+		return
+	}
+	own, err := lifeline.Listen(listen(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	for range 3 {
+		theirs, err := net.Dial("tcp", own.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer theirs.Close()
+		wantEnd(t, theirs)
+	}
+}
+
+// Containers commonly forbid unshare.
+func TestHoldInContainer(t *testing.T) {
+	if !without(t, unix.SYS_UNSHARE, unix.EPERM) {
+		return
+	}
+	t.Run("hold", TestHold)
+	t.Run("listen", TestListen)
+}
+
 // What a killed process held ends although its other files live on: here a child has
 // inherited all of them.
 func TestKilled(t *testing.T) {
@@ -358,6 +390,41 @@ func TestSchedulerOnTheThread(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// withoutVariable tells a process that it is the one of [without].
+const withoutVariable = "LIFELINE_TEST_WITHOUT"
+
+// without runs the test once more in a process of its own, in which a system call fails,
+// and reports whether this is that process.
+func without(t *testing.T, call uint32, errno syscall.Errno) bool {
+	t.Helper()
+	if os.Getenv(withoutVariable) == "" {
+		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
+		cmd.Env = append(os.Environ(), withoutVariable+"="+t.Name())
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return false
+	}
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}, // the number of the call
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: call, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(errno)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	runtime.LockOSThread() // from here the filter comes to all threads, which needs the first
+	defer runtime.UnlockOSThread()
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	_, _, failed := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC,
+		uintptr(unsafe.Pointer(&program)))
+	if failed != 0 {
+		t.Fatalf("seccomp: %v", failed)
+	}
+	return true
 }
 
 func listen(t *testing.T) *net.TCPListener {

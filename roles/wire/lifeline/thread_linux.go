@@ -4,9 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -90,14 +90,14 @@ func serve(socket, out int) {
 		for errors.Is(err, unix.EINTR) {
 			err = unix.Sendmsg(out, binary.NativeEndian.AppendUint32(nil, uint32(errno)), rights, nil, unix.MSG_NOSIGNAL)
 		}
-		if err == nil && rights == nil {
-			_, err = unix.Poll([]unix.PollFd{{Fd: int32(out)}}, int(acceptPause.Milliseconds()))
-		}
 		if rights != nil {
 			unix.Close(fd)
 		}
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return
+		if err != nil || rights == nil {
+			// The kernel has no memory to hand a connection over, which is lost then, or
+			// to accept it. The port stays open: a living process that is refused looks
+			// dead.
+			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(out)}}, int(acceptPause.Milliseconds()))
 		}
 	}
 }
@@ -223,37 +223,54 @@ func onThread(f func()) {
 	}()
 }
 
+// ownFiles is where a thread finds its files.
+const ownFiles = "/proc/thread-self/fd"
+
 // keepOnly gives the thread files of its own, and leaves it these, the standard ones and
 // what Go's scheduler needs on any thread: it wakes its poller through an eventfd, and
 // asks an epoll whenever it starts the world again.
 func keepOnly(keep ...int) error {
-	if err := unix.Unshare(unix.CLONE_FILES); err != nil {
+	err := unix.Unshare(unix.CLONE_FILES)
+	// Containers commonly forbid unshare(2), for what else it can do. The other way closes
+	// nothing: there is no file of that number.
+	if err != nil && unix.CloseRange(math.MaxUint32, math.MaxUint32, unix.CLOSE_RANGE_UNSHARE) != nil {
 		return os.NewSyscallError("unshare", err)
 	}
-	const dir = "/proc/thread-self/fd"
-	files, err := os.ReadDir(dir)
+	files, err := os.ReadDir(ownFiles)
 	if err != nil {
 		return err
 	}
 	for _, file := range files {
 		fd, err := strconv.Atoi(file.Name())
 		if err != nil {
-			return fmt.Errorf("%s: %w", dir, err)
+			return fmt.Errorf("%s: %w", ownFiles, err)
 		}
 		if fd <= 2 || slices.Contains(keep, fd) {
 			continue
 		}
-		what, err := os.Readlink(filepath.Join(dir, file.Name()))
-		switch {
-		case errors.Is(err, os.ErrNotExist): // the directory itself, closed by now
+		switch needed, err := schedulers(fd); {
+		case errors.Is(err, unix.EBADF): // the directory itself, closed by now
 		case err != nil:
 			return err
-		case what == "anon_inode:[eventpoll]", what == "anon_inode:[eventfd]":
-		default:
+		case !needed:
 			if err := unix.Close(fd); err != nil {
 				return os.NewSyscallError("close", err)
 			}
 		}
 	}
 	return nil
+}
+
+// schedulers reports whether a file of this thread may be one that Go's scheduler needs.
+func schedulers(fd int) (bool, error) {
+	// Of ten thousand files most are sockets, and to read a name costs more than all else.
+	var stat unix.Stat_t
+	if err := unix.Fstat(fd, &stat); err != nil {
+		return false, os.NewSyscallError("fstat", err)
+	}
+	if stat.Mode&unix.S_IFMT == unix.S_IFSOCK {
+		return false, nil
+	}
+	what, err := os.Readlink(fmt.Sprintf("%s/%d", ownFiles, fd))
+	return what == "anon_inode:[eventpoll]" || what == "anon_inode:[eventfd]", err
 }
