@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -325,10 +326,20 @@ func TestLateLossOfAFormerSession(t *testing.T) {
 		return one.pass()
 	})
 	applied := make(chan bool, 1)
+	began, ended := make(chan struct{}), make(chan struct{})
+	begin, end := sync.OnceFunc(func() { close(began) }), sync.OnceFunc(func() { close(ended) })
 	all[decider].set(func(one call) (*clientv3.TxnResponse, error) {
 		if !isLoss(one, active) {
+			// Nor may it campaign for the term, which the session below makes vacant.
+			select {
+			case <-began:
+				<-ended
+			default:
+			}
 			return one.pass()
 		}
+		begin()
+		defer end()
 		if _, err := one.next(t.Context(), nil, []clientv3.Op{clientv3.OpPut("sessions/"+active, "{}")}, nil); err != nil {
 			return nil, err
 		}

@@ -373,7 +373,7 @@ func TestGoneOutputIsToldOf(t *testing.T) {
 		}
 		a.journal.Counter++
 		a.say(&wire.AgentMessage{Body: &wire.AgentMessage_Report{Report: &wire.Report{
-			Request: r.ID, Fence: a.fences[r.ID], Journal: a.journal,
+			Request: r.ID, Fence: a.fences[r.ID], Journal: a.journalNow(),
 			Attempt: &wire.Attempt{Step: st.GetStep(), Attempt: 1, State: wire.State_EXITED, StartedUnixNano: 1, End: &wire.End{}},
 		}}})
 	}
@@ -479,7 +479,7 @@ func TestFrozenIsShown(t *testing.T) {
 	tell := func(frozen bool) {
 		a.journal.Counter++
 		a.say(&wire.AgentMessage{Body: &wire.AgentMessage_Report{Report: &wire.Report{
-			Request: r.ID, Fence: a.fences[r.ID], Journal: a.journal,
+			Request: r.ID, Fence: a.fences[r.ID], Journal: a.journalNow(),
 			Attempt: &wire.Attempt{Step: "s", Attempt: 1, State: wire.State_RUNNING, Frozen: frozen},
 		}}})
 	}
@@ -539,7 +539,7 @@ func TestNothingToCollect(t *testing.T) {
 			text := output[st.GetStep()]
 			a.write(st.GetStep(), []byte(text), true)
 			a.say(&wire.AgentMessage{Body: &wire.AgentMessage_Report{Report: &wire.Report{
-				Request: r.ID, Fence: a.fences[r.ID], Journal: a.journal,
+				Request: r.ID, Fence: a.fences[r.ID], Journal: a.journalNow(),
 				Attempt: &wire.Attempt{Step: st.GetStep(), Attempt: 1, State: wire.State_EXITED, End: &wire.End{}, NoOutput: text == ""},
 			}}})
 		}

@@ -497,7 +497,7 @@ func (a *agent) newLink() *link {
 		agent: a.name, ctx: ctx, drop: drop,
 		hello: &wire.Hello{
 			Name: a.name, Host: "host-" + a.name, Version: "test", Labels: a.labels,
-			Journal: &wire.Journal{Id: a.journal.GetId(), Counter: a.journal.GetCounter()},
+			Journal: a.journalNow(),
 			Link:    &wire.LinkID{Number: number, Nonce: 1000 + number},
 		},
 		out: make(tray, linkQueue),
@@ -616,11 +616,16 @@ func (a *agent) ack() *wire.Ack {
 
 func (a *agent) say(m *wire.AgentMessage) { a.at.fromAgent(a.link, m) }
 
+// journalNow is the journal as of now: what was said of it must not change.
+func (a *agent) journalNow() *wire.Journal {
+	return &wire.Journal{Id: a.journal.GetId(), Counter: a.journal.GetCounter()}
+}
+
 // report says what became of an attempt.
 func (a *agent) report(request, step string, attempt uint32, state wire.State, end *wire.End) {
 	a.journal.Counter++
 	a.say(&wire.AgentMessage{Body: &wire.AgentMessage_Report{Report: &wire.Report{
-		Request: request, Fence: a.fences[request], Journal: &wire.Journal{Id: a.journal.GetId(), Counter: a.journal.GetCounter()},
+		Request: request, Fence: a.fences[request], Journal: a.journalNow(),
 		Attempt: &wire.Attempt{Step: step, Attempt: attempt, State: state, End: end},
 	}}})
 }
@@ -638,7 +643,7 @@ func (a *agent) adopted(ad *wire.Adopt, attempts ...*wire.Attempt) {
 	a.journal.Counter++
 	a.say(&wire.AgentMessage{Body: &wire.AgentMessage_Adopted{Adopted: &wire.AdoptAnswer{
 		Request: ad.GetRequest(), Fence: ad.GetFence(), Attempts: attempts,
-		Journal: &wire.Journal{Id: a.journal.GetId(), Counter: a.journal.GetCounter()},
+		Journal: a.journalNow(),
 	}}})
 }
 
@@ -646,7 +651,7 @@ func (a *agent) adopted(ad *wire.Adopt, attempts ...*wire.Attempt) {
 func (a *agent) refuse(s *wire.Start, reason wire.Refusal_Reason) {
 	a.say(&wire.AgentMessage{Body: &wire.AgentMessage_Refused{Refused: &wire.Refusal{
 		Command: wire.Refusal_START, Request: s.GetRequest(), Step: s.GetStep(), Attempt: s.GetAttempt(),
-		Fence: s.GetFence(), Reason: reason, Journal: a.journal, Detail: "the test says so",
+		Fence: s.GetFence(), Reason: reason, Journal: a.journalNow(), Detail: "the test says so",
 	}}})
 }
 

@@ -32,12 +32,13 @@ func listening(t *testing.T, pid int) []int {
 	t.Helper()
 	sockets := map[string]bool{}
 	proc := filepath.Join("/proc", strconv.Itoa(pid))
-	fds, err := os.ReadDir(filepath.Join(proc, "fd"))
+	// Some threads have files of their own.
+	fds, err := filepath.Glob(filepath.Join(proc, "task", "*", "fd", "*"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, fd := range fds {
-		if target, err := os.Readlink(filepath.Join(proc, "fd", fd.Name())); err == nil && strings.HasPrefix(target, "socket:[") {
+		if target, err := os.Readlink(fd); err == nil && strings.HasPrefix(target, "socket:[") {
 			sockets[strings.Trim(target, "socket:[]")] = true
 		}
 	}
