@@ -28,19 +28,33 @@ const (
 )
 
 // noOutput reports whether an attempt that has exited since the machine was booted has
-// written nothing, and nobody is left who could: whoever can holds the pipe. This stays
-// so, and is found out again whenever it is to be told.
+// written nothing, and nobody is left who could. This stays so, and is found out again
+// whenever it is to be told.
 func (d attemptDir) noOutput() bool {
-	pipe, err := d.openAlive()
+	f, err := os.OpenFile(d.file(fileOutput), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return false
 	}
-	defer pipe.Close()
-	if held, err := held(pipe); held || err != nil {
-		return false
+	defer f.Close()
+	empty := func() bool {
+		info, err := f.Stat()
+		return err == nil && info.Mode().IsRegular() && info.Size() == 0
 	}
-	info, err := os.Lstat(d.file(fileOutput)) // after the pipe, or something could come in between
-	return err == nil && info.Mode().IsRegular() && info.Size() == 0
+	// After the look at the writers, or something could come in between. Before it, too:
+	// what has something in it may be about to be sealed.
+	return empty() && unwritable(f) && empty()
+}
+
+// unwritable reports whether nobody has a file open for writing: only then the kernel
+// gives a lease for reading it. Where there are no leases nobody knows. The pipe would
+// not tell: many programs (sudo, Python) close what their children need not have, but
+// leave them the output.
+func unwritable(f *os.File) bool {
+	lease := func(kind int) error {
+		_, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, kind)
+		return err
+	}
+	return lease(unix.F_RDLCK) == nil && lease(unix.F_UNLCK) == nil
 }
 
 // read is one reading of output that is under way.

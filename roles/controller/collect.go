@@ -373,10 +373,13 @@ func (k *collector) note(err error) {
 func (k *collector) turn(a *collect) turn {
 	if !a.located {
 		if err := k.locate(a); err != nil {
+			// The agent must know that somebody comes all the same: only then what waits is
+			// bounded there, and kept.
+			_, _ = k.fetch(a, 1) // what comes of it is of no use before the mount is back
 			return turn{err: err}
 		}
 	}
-	got, err := k.fetch(a)
+	got, err := k.fetch(a, collectSize)
 	gone := errors.Is(err, errGone)
 	switch {
 	case !a.marked.IsZero():
@@ -434,15 +437,15 @@ type fetched struct {
 // errEnough ends a read.
 var errEnough = errors.New("enough was read")
 
-// fetch reads at most collectSize of what follows at the agent, and tells it that all
-// before is durable.
-func (k *collector) fetch(a *collect) (fetched, error) {
+// fetch reads at most limit bytes of what follows at the agent, and tells it that all
+// before is durable, and that somebody comes for the rest.
+func (k *collector) fetch(a *collect, limit int64) (fetched, error) {
 	ctx, cancel := context.WithTimeout(k.ctx, collectTimeout)
 	defer cancel()
 	got := fetched{offset: a.offset}
 	err := k.c.readAgent(ctx, a.agent, &wire.ReadOutput{
 		Request: a.key.request, Step: a.key.step, Attempt: uint32(a.key.attempt),
-		Offset: a.offset, Limit: collectSize, Collect: true,
+		Offset: a.offset, Limit: limit, Collect: true,
 	}, func(chunk *wire.OutputChunk) error {
 		switch next := got.offset + int64(len(got.data)); {
 		case chunk.GetOffset() > next && len(got.data) > 0:

@@ -132,8 +132,9 @@ type speaker struct {
 type written struct {
 	data  []byte
 	over  bool
-	freed int // what is before is gone here
-	acked int // what a collector said is kept
+	freed int  // what is before is gone here
+	acked int  // what a collector said is kept
+	asked bool // a collector has asked for it
 	lost  bool
 }
 
@@ -186,7 +187,7 @@ func (s *speaker) answer(q *wire.ReadOutput) []*wire.OutputChunk {
 	}
 	offset := int(q.GetOffset())
 	if q.GetCollect() {
-		o.acked = max(o.acked, offset)
+		o.asked, o.acked = true, max(o.acked, offset)
 	}
 	offset = max(offset, o.freed)
 	var out []*wire.OutputChunk
@@ -517,6 +518,35 @@ func TestNothingIsCollectedWithoutAMount(t *testing.T) {
 	}
 	if got, _, err := c1.whole(r.ID, "s"); got != "abc" || err != nil {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// While the mount is away an agent knows all the same that somebody comes for what its
+// attempts write.
+func TestAgentsKnowOfCollectionWithoutTheMount(t *testing.T) {
+	store := newDirStore(t)
+	away := errors.New("the mount is away")
+	store.failing(func(_, _ string) (error, bool) { return away, false })
+	w := newWorld(t, worldOptions{output: store})
+	c1 := w.node("c1")
+	a := w.speaker(c1, "a1")
+	c1.apply(process("p", step("one", "a1")))
+	r := c1.accept("p")
+	st := a.start()
+	a.write("one", []byte("text"), false)
+	a.running(st)
+	await(t, "the agent was asked", func() (asked bool) {
+		a.on("one", func(o *written) { asked = o.asked })
+		return asked
+	})
+	store.failing(nil)
+	a.write("one", nil, true)
+	a.exited(st, 0)
+	c1.awaitStatus(r.ID, roles.RequestSucceeded)
+	c1.awaitKept(r.ID)
+	a.disconnect()
+	if got, gaps, err := c1.whole(r.ID, "one"); err != nil || got != "text" || gaps != nil {
+		t.Errorf("%q, gaps %v, error %v", got, gaps, err)
 	}
 }
 
