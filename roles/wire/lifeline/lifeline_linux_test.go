@@ -21,12 +21,19 @@ import (
 	"uac/roles/wire/lifeline"
 )
 
-// addrVariable makes this program the process that TestKilled kills.
-const addrVariable = "LIFELINE_TEST_ADDR"
+const (
+	// addrVariable makes this program the process that TestKilled kills.
+	addrVariable = "LIFELINE_TEST_ADDR"
+	// sizeVariable makes it the one of BenchmarkKilled, with so many MiB of memory.
+	sizeVariable = "LIFELINE_TEST_MIB"
+)
 
 func TestMain(m *testing.M) {
 	if addr := os.Getenv(addrVariable); addr != "" {
 		victim(addr)
+	}
+	if size := os.Getenv(sizeVariable); size != "" {
+		large(size)
 	}
 	goleak.VerifyTestMain(m)
 }
