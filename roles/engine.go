@@ -353,7 +353,7 @@ func (e *edit) report(r Report, adopting bool) error {
 // superseded answers a report of an attempt that decides nothing any more.
 func (e *edit) superseded(i int, r Report) {
 	st := e.Steps[i]
-	if st.Attempt == r.Attempt && st.Status.Final() && st.given() {
+	if st.Attempt == r.Attempt && st.Status.Final() && st.given() && !r.Acked { // or it was told of already
 		e.late = append(e.late, r)
 	}
 	if r.State.end() {

@@ -204,6 +204,7 @@ func TestReplies(t *testing.T) {
 		{"running, though abandoned", []string{"a"}, "claim; unreachable a1; force a failed; running a", []string{"kill a/1"}, 1},
 		{"ended, though abandoned", []string{"a"}, "claim; unreachable a1; force a failed; killed a", []string{"ack a/1"}, 1},
 		{"ended, though resolved", []string{"a"}, "claim; unknown a; resolve a failed; exit a", []string{"ack a/1"}, 1},
+		{"ended, though resolved, and told of already", []string{"a"}, "claim; unknown a; resolve a failed; exit a; again a", []string{"ack a/1"}, 0},
 		{"ended after a rerun", []string{"a"}, "claim; unknown a; resolve a rerun; exit a; exit a", []string{"ack a/2"}, 0},
 		{"running in a step in doubt", []string{"a"}, "claim; unknown a; running a", nil, 0},
 	} {

@@ -74,6 +74,7 @@ type Report struct {
 	Reason     string // why never started, or unknown
 	Frozen     bool   // its processes are stopped until output is collected
 	NoOutput   bool   // it has exited, wrote nothing, and nobody is left who could
+	Acked      bool   // the agent knows that its end is stored
 	StartedAt  Stamp
 	FinishedAt Stamp
 }

@@ -188,6 +188,10 @@ func (y *story) event(f []string) Event {
 		r := report(AttemptExited)
 		r.ExitCode, r.NoOutput = number(2, 0), true
 		return r
+	case "again": // again STEP: exit 0, whose acknowledgement the agent has
+		r := report(AttemptExited)
+		r.Acked = true
+		return r
 	case "say", "fails": // say STEP NAME VALUE: exit 0 with an output; fails: exit 1
 		r := report(AttemptExited)
 		if f[0] == "fails" {

@@ -358,6 +358,7 @@ func (a *Agent) keepHouse(ctx context.Context) {
 			a.mu.Unlock()
 			if n%10 == 0 {
 				a.trim(now)
+				a.ask(now)
 				a.outputs.expire(now)
 			}
 		}
@@ -381,6 +382,31 @@ func (a *Agent) repeat(now time.Time) {
 			l.report(k)
 		}
 	})
+}
+
+// askEvery is the time after which the agent asks again about a request of which all is
+// acknowledged, and which is not final as far as it knows.
+const askEvery = time.Hour
+
+// ask reports an attempt once more that is acknowledged, now and then, of each request
+// that is not final. Whoever answers says whether it is: that it is may have been said
+// over a link that ended just then, and nobody says it again by himself.
+func (a *Agent) ask(now time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, r := range a.ledger.requests {
+		switch {
+		case r.Final || !r.settled():
+			r.askedAt = time.Time{}
+		case r.askedAt.IsZero():
+			r.askedAt = now
+		case now.Sub(r.askedAt) >= askEvery:
+			r.askedAt = now
+			if k, ok := r.any(); ok {
+				a.notify(k)
+			}
+		}
+	}
 }
 
 func (a *Agent) kickHouse() {

@@ -332,6 +332,41 @@ func TestStartAtTheFloorIsRefused(t *testing.T) {
 	s.wantNoted("ran\nother\n")
 }
 
+// That a request is final may be said over a link that ends just then. The agent asks,
+// but seldom.
+func TestRequestsThatNobodyFinishesAreAskedAbout(t *testing.T) {
+	s := newStage(t)
+	final := func() bool {
+		s.a.mu.Lock()
+		defer s.a.mu.Unlock()
+		return s.a.ledger.requests[k1.request].Final
+	}
+	s.l.start(startOf(k1, 5, ":"))
+	s.l.report(k1, wire.State_EXITED)
+	s.l.ack(k1, 5, false)
+	s.l.sync()
+	start := time.Now()
+	for _, later := range []time.Duration{0, askEvery - 1} {
+		s.a.ask(start.Add(later))
+	}
+	s.a.mu.Lock()
+	asked := s.a.ledger.requests[k1.request].askedAt
+	s.a.mu.Unlock()
+	if !asked.Equal(start) {
+		t.Errorf("asked after %v", asked.Sub(start))
+	}
+	s.a.ask(start.Add(askEvery))
+	s.l.expect("a report", func(m *wire.AgentMessage) bool {
+		at := m.GetReport().GetAttempt()
+		return at.GetAcknowledged() && at.GetState() == wire.State_EXITED
+	})
+	s.l.ack(k1, 5, true)
+	s.l.sync()
+	if !final() {
+		t.Error("the request is not final")
+	}
+}
+
 // An intent without a run is no end: a new attempt number would let a doubled start
 // of the old one run beside it. The same attempt is started again instead.
 func TestIntentThatNeverRanIsStartedAgainAsTheSameAttempt(t *testing.T) {

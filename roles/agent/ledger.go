@@ -35,6 +35,9 @@ type request struct {
 	// seq is the number of the last durable record about the request: no answer
 	// about it is sent before that one is on disk.
 	seq uint64
+	// askedAt is when this process last asked whether it is final, or began to wait for
+	// that word.
+	askedAt time.Time
 }
 
 // step knows the highest attempt that was ever heard of, and those attempts that
@@ -99,6 +102,12 @@ func (r *request) each(f func(key, *attempt)) {
 			f(key{r.Name, name, n}, a)
 		}
 	}
+}
+
+// any returns one of its attempts, if there is one.
+func (r *request) any() (found key, ok bool) {
+	r.each(func(k key, _ *attempt) { found, ok = k, true })
+	return found, ok
 }
 
 // apply makes the change that a record tells of. Replayed in order from the first

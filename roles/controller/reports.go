@@ -207,7 +207,7 @@ func reportOf(agent string, journal roles.Journal, a *wire.Attempt) roles.Report
 		// The time without a controller is a time limit, too: who exits with 0 because of
 		// it has not succeeded.
 		TimedOut: stopped == wire.Stop_TIMED_OUT || stopped == wire.Stop_ALONE, Killed: stopped == wire.Stop_KILLED,
-		Frozen: a.GetFrozen(), NoOutput: a.GetNoOutput(),
+		Frozen: a.GetFrozen(), NoOutput: a.GetNoOutput(), Acked: a.GetAcknowledged(),
 		Outputs:   a.GetEnd().GetOutputs(),
 		StartedAt: stampOf(a.GetStartedUnixNano()), FinishedAt: stampOf(a.GetEndedUnixNano()),
 	}
