@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -221,11 +222,16 @@ func flood(mib int) (script string, sum [sha256.Size]byte) {
 // disk nor anybody's memory takes more than the limit and what is written between two
 // looks. Not a byte is lost, over deaths of the agent too.
 func TestFloodIsFrozenAndComesWhole(t *testing.T) {
-	const mib = 12
+	const mib = 48 // written in longer than it takes until the agent looks
 	s := collecting(t)
 	script, want := flood(mib)
-	s.l.start(startOf(k1, 5, script))
-	s.l.report(k1, wire.State_RUNNING)
+	gate := filepath.Join(t.TempDir(), "gate")
+	if err := syscall.Mkfifo(gate, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.l.start(startOf(k1, 5, "read x <"+gate+"; "+script))
+	s.l.report(k1, wire.State_RUNNING) // so it runs for longer than it takes until that is told
+	writeFile(t, gate, "go\n")
 	data, _ := s.collect(k1, 0, 1) // from now on it is collected
 	got := sha256.New()
 	got.Write(data)
