@@ -14,10 +14,11 @@ func TestStorms(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		s := newStorms()
 		var begun, ended atomic.Int64
+		over := make(chan struct{}, 3)
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			s.run(ctx, func() func() { begun.Add(1); return func() { ended.Add(1) } })
+			s.run(ctx, func() func() { begun.Add(1); return func() { ended.Add(1); over <- struct{}{} } })
 		}()
 		open := func(links int) {
 			for range links {
@@ -33,22 +34,23 @@ func TestStorms(t *testing.T) {
 		}
 
 		open(stormLinks - 1)
-		time.Sleep(time.Hour)
+		elapsed(ctx, time.Hour) // of the bubble
 		want("few links", 0, 0)
 		open(1)
 		want("many links", 1, 0)
 		for range 10 {
 			open(calmLinks)
-			time.Sleep(calmAfter / 2)
+			elapsed(ctx, calmAfter/2)
 		}
 		want("links are still being opened", 1, 0)
-		time.Sleep(2 * calmAfter)
+		<-over
 		want("calm", 1, 1)
 		open(stormLinks)
 		want("again, too soon", 1, 1)
-		time.Sleep(2 * calmFor)
+		<-over
 		want("again", 2, 2)
 
+		elapsed(ctx, 2*calmFor)
 		open(stormLinks)
 		want("the last", 3, 2)
 		cancel()
