@@ -174,7 +174,7 @@ func withoutSettings(environ []string) []string {
 // memberSlack is how late the kernel may wake a thread of a member, as the unit in
 // docs/operations/setup.md has it: see there. Agents keep the usual 50 µs, because their
 // steps inherit it.
-const memberSlack = 500 * time.Microsecond
+const memberSlack = 2 * time.Millisecond
 
 func slackOf(role roles.Role) time.Duration {
 	if role == roles.RoleController || role == roles.RoleWatch {
