@@ -273,7 +273,7 @@ func (m *model) start(v *modelVoter) {
 	v.ballots, v.booth = newBallots(v.name), booth{}
 	v.seen = &observed{watcher: &watcher{timing: m.trust.timing, started: now}, writeAge: -1}
 	v.seen.session(now, modelEpoch, modelRun)
-	v.seen.linkUp(modelRun, modelEpoch)
+	v.seen.linkUp(modelRun, modelEpoch, true)
 }
 
 // restart ends a voter's process and begins another. Its votes that are on the

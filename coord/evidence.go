@@ -117,9 +117,9 @@ type observed struct {
 
 	// The process that answers under the name.
 	peerRun   string
-	peerEpoch int64 // the session that it claims
-	links     int   // connections with it that are up
-	known     bool  // there was ever one since our own start
+	peerEpoch int64  // the session that it claims
+	links     int    // connections with it that are up
+	reached   string // the process that a dial of ours reached last
 	ended     time.Time
 	heardAt   time.Time
 	acting    bool
@@ -152,10 +152,13 @@ func (o *observed) session(now time.Time, epoch int64, run string) (changed bool
 }
 
 // linkUp tells that a connection with a process of that run id was opened,
-// which claimed that session.
-func (o *observed) linkUp(run string, epoch int64) {
+// which claimed that session, and whether it was dialed from here.
+func (o *observed) linkUp(run string, epoch int64, dialed bool) {
 	o.links++
-	o.known, o.refused = true, false
+	o.refused = false
+	if dialed {
+		o.reached = run
+	}
 	if o.peerRun != run {
 		o.peerRun, o.acting, o.notActing = run, false, 0
 		o.writeAge, o.maintenanceAt = -1, time.Time{}
@@ -171,10 +174,11 @@ func (o *observed) linkDown(now time.Time) {
 }
 
 // dialRefused tells that a dial that began at started was refused: nobody
-// listens there. It proves a death only after a connection had existed (before,
-// the address may be wrong) and had ended, and only of a session known by then.
+// listens there. It proves a death only after one had reached the process that
+// answered last (else the address may be wrong, or a firewall refuses), and all
+// connections had ended, and only of a session known by then.
 func (o *observed) dialRefused(started time.Time) {
-	if o.known && o.links == 0 && !started.Before(o.ended) && !started.Before(o.since) {
+	if o.reached != "" && o.reached == o.peerRun && o.links == 0 && !started.Before(o.ended) && !started.Before(o.since) {
 		o.refused = true
 	}
 }

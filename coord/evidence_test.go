@@ -31,8 +31,8 @@ func newObserved() *observed {
 // connected adds both connections and a first pulse.
 func connected() *observed {
 	o := newObserved()
-	o.linkUp("r1", 10)
-	o.linkUp("r1", 10)
+	o.linkUp("r1", 10, true)
+	o.linkUp("r1", 10, false)
 	o.pulse(at(0), pulseOf(10), true)
 	return o
 }
@@ -90,11 +90,34 @@ func TestEvidence(t *testing.T) {
 			o.dialRefused(at(100 * ms))
 			return o
 		}},
+		{name: "refused although never reached, only reached by it", now: 200 * ms, seen: func() *observed {
+			o := newObserved()
+			o.linkUp("r1", 10, false)
+			o.linkDown(at(100 * ms))
+			o.dialRefused(at(100 * ms))
+			return o
+		}},
+		{name: "refused after only the process before was reached", now: 200 * ms, seen: func() *observed {
+			o := connected()
+			disconnect(o, at(100*ms))
+			o.session(at(110*ms), 11, "r2")
+			o.linkUp("r2", 11, false)
+			o.linkDown(at(120 * ms))
+			o.dialRefused(at(120 * ms))
+			return o
+		}},
+		{name: "refused after a session began of a process never met", now: 200 * ms, seen: func() *observed {
+			o := connected()
+			disconnect(o, at(100*ms))
+			o.session(at(110*ms), 11, "r2")
+			o.dialRefused(at(120 * ms))
+			return o
+		}},
 		{name: "refused, then a connection of the same run", now: 200 * ms, seen: func() *observed {
 			o := connected()
 			disconnect(o, at(100*ms))
 			o.dialRefused(at(100 * ms))
-			o.linkUp("r1", 10)
+			o.linkUp("r1", 10, true)
 			return o
 		}},
 		{name: "refused, then a new session", now: 200 * ms, seen: func() *observed {
@@ -122,31 +145,31 @@ func TestEvidence(t *testing.T) {
 		{name: "new run", now: 200 * ms, want: evNewRun, seen: func() *observed {
 			o := connected()
 			disconnect(o, at(100*ms))
-			o.linkUp("r2", 0)
+			o.linkUp("r2", 0, true)
 			return o
 		}},
 		{name: "new run, never met the old one", now: 200 * ms, want: evNewRun, seen: func() *observed {
 			o := newObserved()
-			o.linkUp("r2", 0)
+			o.linkUp("r2", 0, true)
 			return o
 		}},
 		{name: "new run that died too", now: 200 * ms, want: evNewRun, seen: func() *observed {
 			o := connected()
 			disconnect(o, at(100*ms))
-			o.linkUp("r2", 0)
+			o.linkUp("r2", 0, true)
 			o.linkDown(at(150 * ms))
 			return o
 		}},
 		{name: "new run with its session before our view shows it", now: 200 * ms, seen: func() *observed {
 			o := connected()
 			disconnect(o, at(100*ms))
-			o.linkUp("r2", 11)
+			o.linkUp("r2", 11, true)
 			return o
 		}},
 		{name: "new run whose session the view shows", now: 200 * ms, seen: func() *observed {
 			o := connected()
 			disconnect(o, at(100*ms))
-			o.linkUp("r2", 0)
+			o.linkUp("r2", 0, true)
 			o.session(at(150*ms), 11, "r2")
 			return o
 		}},
@@ -158,7 +181,7 @@ func TestEvidence(t *testing.T) {
 		}},
 		{name: "a run that died before the session's began", now: 200 * ms, seen: func() *observed {
 			o := newObserved()
-			o.linkUp("r0", 0)
+			o.linkUp("r0", 0, true)
 			o.linkDown(at(100 * ms))
 			o.session(at(150*ms), 11, "r2")
 			return o
@@ -233,7 +256,7 @@ func TestEvidence(t *testing.T) {
 		{name: "idle over a broken connection", now: 400 * ms, seen: func() *observed {
 			o := pulsing(pulseOf(10, idle), pulseOf(10, idle))
 			o.linkDown(at(210 * ms))
-			o.linkUp("r1", 10)
+			o.linkUp("r1", 10, true)
 			o.pulse(at(220*ms), pulseOf(10, idle), true)
 			return o
 		}},

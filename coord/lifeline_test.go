@@ -151,7 +151,7 @@ func TestLifelineRefused(t *testing.T) {
 	} {
 		o := &observed{watcher: &watcher{timing: testTiming, started: at}, writeAge: -1}
 		o.session(at, 10, "r1")
-		o.linkUp("r1", 10)
+		o.linkUp("r1", 10, true)
 		o.links = test.links
 		o.lifelineRefused(test.run, test.started)
 		if got := o.evidence(at, own{}); got != test.want {

@@ -657,7 +657,7 @@ func (m *mesh) linkUp(p *peer, l *link, dialed bool, h *helloMsg) {
 	}
 	*slot = l
 	p.hello = h
-	p.seen.linkUp(l.run, h.Epoch)
+	p.seen.linkUp(l.run, h.Epoch, dialed)
 	m.log.Info("peer connected", "peer", p.name, "dialed", dialed, "run", l.run, "version", h.Version)
 	m.review(now, p)
 	if dialed {

@@ -23,6 +23,10 @@ var routine = map[string]bool{
 	"simple token is not cryptographically signed":                                         true,
 }
 
+// unwritten is the error that etcd warns of, and tells as an error, when it looks at
+// the version of a new store whose backend was not written down yet. It looks again.
+const unwritten = "missing term information"
+
 // slogCore is a zapcore.Core on a slog.Handler. After Fatal and Panic entries
 // zap itself ends or unwinds the process; no core can prevent that.
 type slogCore struct {
@@ -46,8 +50,14 @@ func (c slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Chec
 }
 
 func (c slogCore) Write(e zapcore.Entry, fs []zapcore.Field) error {
+	as := attrs(fs)
+	for _, a := range as {
+		if a.Key == "error" && a.Value.String() == unwritten {
+			return nil
+		}
+	}
 	r := slog.NewRecord(e.Time, slogLevel(e.Level), e.Message, 0)
-	r.AddAttrs(attrs(fs)...)
+	r.AddAttrs(as...)
 	return c.h.Handle(context.Background(), r)
 }
 

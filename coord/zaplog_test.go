@@ -40,6 +40,9 @@ func TestZapToSlog(t *testing.T) {
 		},
 		"above errors": {func() { log.DPanic("odd") }, "level=ERROR msg=odd component=etcd\n"},
 		"on purpose":   {func() { log.Warn("simple token is not cryptographically signed") }, ""},
+		"of a new store": {func() {
+			log.Error("failed to update storage version", zap.Error(errors.New(unwritten)))
+		}, ""},
 		"while it stops": {func() {
 			quiet.Store(true)
 			defer quiet.Store(false)

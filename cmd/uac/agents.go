@@ -220,6 +220,9 @@ code 6) while it is connected or steps are out at it, unless --force is given. T
 steps stay as they are: they end when the agent is back and says how, or when an
 operator decides them (uac request resolve --force).
 
+What steps of finished requests wrote and is not on the shared mount yet is given
+up, unless the agent is connected: requests that waited for it can leave the store.
+
 Nothing is revoked. An agent whose certificate is valid is back as soon as it
 connects.`,
 		Example:           "  uac agent remove web7 --yes --why 'machine scrapped'",

@@ -146,6 +146,8 @@ func (k *collector) seen(b coord.Batch) {
 			if r := k.requests[id]; r != nil && !ch.Deleted && r.note(rest, ch.KV) {
 				changed[id] = r
 			}
+		case strings.HasPrefix(ch.Key, prefixAgents) && ch.Deleted:
+			k.lineAllOf(strings.TrimPrefix(ch.Key, prefixAgents))
 		case coord.IsSessionKey(ch.Key):
 			all = true
 		}
@@ -302,6 +304,28 @@ func (k *collector) line(a *collect) {
 	}
 }
 
+// lineAllOf lines up what is left of an agent that was removed.
+func (k *collector) lineAllOf(agent string) {
+	for _, r := range k.requests {
+		for _, a := range r.attempts {
+			if a.agent == agent && a.state == collectIdle {
+				k.line(a)
+			}
+		}
+	}
+}
+
+// forsaken reports whether nobody will bring the rest of an attempt's output: the
+// request is over, and an operator has removed its agent, which is not connected.
+func (k *collector) forsaken(a *collect) bool {
+	if !a.of.final {
+		return false
+	}
+	snap := k.c.member.View().Snapshot()
+	_, known := snap.Get(agentKey(a.agent))
+	return !known && len(linksTo(snap, a.agent)) == 0
+}
+
 // begin begins turns while there is room.
 func (k *collector) begin() {
 	for k.turns < collectTurns && len(k.ready) > 0 {
@@ -313,8 +337,9 @@ func (k *collector) begin() {
 		}
 		a.state = collectTurn
 		k.turns++
+		forsaken := k.forsaken(a)
 		k.tasks.do(func() {
-			t := k.turn(a)
+			t := k.turn(a, forsaken)
 			k.mail.post(func() { k.ended(a, t) })
 		})
 	}
@@ -369,8 +394,8 @@ func (k *collector) note(err error) {
 	}
 }
 
-// turn takes one turn of an attempt.
-func (k *collector) turn(a *collect) turn {
+// turn takes one turn of an attempt. What a forsaken agent does not answer is gone.
+func (k *collector) turn(a *collect, forsaken bool) turn {
 	if !a.located {
 		if err := k.locate(a); err != nil {
 			// The agent must know that somebody comes all the same: only then what waits is
@@ -380,7 +405,7 @@ func (k *collector) turn(a *collect) turn {
 		}
 	}
 	got, err := k.fetch(a, collectSize)
-	gone := errors.Is(err, errGone)
+	gone := errors.Is(err, errGone) || err != nil && forsaken
 	switch {
 	case !a.marked.IsZero():
 		// Told, or nobody is left to be told.

@@ -372,11 +372,7 @@ func TestGoneOutputIsToldOf(t *testing.T) {
 			a.report(r.ID, "never", 1, wire.State_NEVER_STARTED, &wire.End{})
 			continue
 		}
-		a.journal.Counter++
-		a.say(&wire.AgentMessage{Body: &wire.AgentMessage_Report{Report: &wire.Report{
-			Request: r.ID, Fence: a.fences[r.ID], Journal: a.journalNow(),
-			Attempt: &wire.Attempt{Step: st.GetStep(), Attempt: 1, State: wire.State_EXITED, StartedUnixNano: 1, End: &wire.End{}},
-		}}})
+		a.ran(st)
 	}
 	c1.awaitKept(r.ID)
 	a.disconnect()
@@ -389,6 +385,43 @@ func TestGoneOutputIsToldOf(t *testing.T) {
 	}
 	if got, _, err := c1.whole(r.ID, "never"); got != "" || err != nil {
 		t.Errorf("of what never ran: %d bytes, error %v", len(got), err)
+	}
+}
+
+// An agent that is away keeps its requests in the store, because it may be back with
+// what they wrote. One that an operator has removed does not.
+func TestOutputOfARemovedAgentIsGivenUp(t *testing.T) {
+	w := newWorld(t, worldOptions{output: newDirStore(t)})
+	c1 := w.node("c1")
+	c1.apply(process("p", step("s", "a1")), process("q", step("s", "a2")))
+	data := noise(4, 1000)
+	left := func(agent, process string) string { // by an agent whose last words are missing
+		s := w.speaker(c1, agent)
+		r := c1.accept(process)
+		st := s.start()
+		s.running(st)
+		s.write("s", data, false)
+		await(t, "the first part is kept", func() bool { return s.acked("s") == len(data) })
+		s.ran(st)
+		c1.awaitStatus(r.ID, roles.RequestSucceeded)
+		s.disconnect()
+		return r.ID
+	}
+	p, q := left("a1", "p"), left("a2", "q")
+	c1.settle()
+	pending := func(id string) bool { return outputPending(c1.member.View().Snapshot(), id) }
+	if !pending(p) || !pending(q) {
+		t.Fatal("what agents have that are away was given up")
+	}
+	if err := c1.RemoveAgent(t.Context(), operator, "a1", false); err != nil {
+		t.Fatal(err)
+	}
+	c1.awaitKept(p)
+	if got, gaps, err := c1.whole(p, "s"); got != string(data) || len(gaps) != 0 || !isErr(err, api.ErrGone) {
+		t.Errorf("%d bytes, gaps %v, error %v; want %d bytes, and then gone", len(got), gaps, err, len(data))
+	}
+	if !pending(q) {
+		t.Error("so was what another agent has")
 	}
 }
 

@@ -638,6 +638,15 @@ func (a *agent) exited(s *wire.Start, code int32) {
 	a.report(s.GetRequest(), s.GetStep(), s.GetAttempt(), wire.State_EXITED, &wire.End{Code: code})
 }
 
+// ran reports an attempt that ended well, with when it began.
+func (a *agent) ran(s *wire.Start) {
+	a.journal.Counter++
+	a.say(&wire.AgentMessage{Body: &wire.AgentMessage_Report{Report: &wire.Report{
+		Request: s.GetRequest(), Fence: a.fences[s.GetRequest()], Journal: a.journalNow(),
+		Attempt: &wire.Attempt{Step: s.GetStep(), Attempt: s.GetAttempt(), State: wire.State_EXITED, StartedUnixNano: 1, End: &wire.End{}},
+	}}})
+}
+
 // adopted answers an adopt with these attempts.
 func (a *agent) adopted(ad *wire.Adopt, attempts ...*wire.Attempt) {
 	a.journal.Counter++

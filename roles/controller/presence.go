@@ -272,8 +272,9 @@ func (c *Controller) changeAgent(ctx context.Context, name string, event coord.W
 }
 
 // RemoveAgent forgets an agent: its record, with its limit and whether it was
-// suspended. Steps that are out there stay what they are. Whoever holds a link to it
-// ends that when it sees that the record is gone.
+// suspended. Steps that are out there stay what they are; what finished requests have
+// written there and nobody has collected is given up if the agent is not connected.
+// Whoever holds a link to it ends that when it sees that the record is gone.
 func (c *Controller) RemoveAgent(ctx context.Context, a api.Actor, name string, force bool) error {
 	s, err := c.current()
 	if err != nil {
