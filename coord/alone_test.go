@@ -103,7 +103,7 @@ func TestContinueAlone(t *testing.T) {
 		t.Errorf("generation %d %q after a restart, want 2 %q", n, again, id)
 	}
 	for _, name := range []string{"c2", "w1"} {
-		wantReplace(t, c.Run(name), "generation 2", "empty its data directory")
+		wantReplace(t, c.Run(name), "generation 2", "leave it stopped")
 	}
 }
 
@@ -180,6 +180,6 @@ func TestOldGenerationStops(t *testing.T) {
 	c2, w1 := c.Node("c2"), c.Node("w1")
 	c.Heal("c1", "c2")
 	c.Heal("c1", "w1")
-	wantReplace(t, c2, "generation", "empty its data directory")
-	wantReplace(t, w1, "generation", "empty its data directory")
+	wantReplace(t, c2, "generation", "leave it stopped")
+	wantReplace(t, w1, "generation", "leave it stopped")
 }

@@ -66,10 +66,10 @@ func decideStart(self string, own origin, others []string, hellos map[string]hel
 		}
 		switch was, known := h.Recorded[self]; {
 		case !known:
-			return replace(name, "the cluster of %s was formed without %s: add it there as a new member", name, self)
+			return replace(name, "the cluster of %s was formed without %s: %s", name, self, standAside)
 		case was != own.Incarnation:
-			return replace(name, "%s has lost its data since the cluster was formed (%s remembers another incarnation): "+
-				"replace it: remove it from the cluster and add it as a new member", self, name)
+			return replace(name, "%s has lost its data since the cluster was formed (%s remembers another incarnation): %s",
+				self, name, standAside)
 		}
 	}
 	if len(missing) > 0 {

@@ -174,11 +174,11 @@ func (o *observed) linkDown(now time.Time) {
 }
 
 // dialRefused tells that a dial that began at started was refused: nobody
-// listens there. It proves a death only after one had reached the process that
-// answered last (else the address may be wrong, or a firewall refuses), and all
-// connections had ended, and only of a session known by then.
+// listens there. It proves a death only after one had reached the process of the
+// session (else the address may be wrong, or a firewall refuses), and all connections
+// had ended, and only if the session was known by then.
 func (o *observed) dialRefused(started time.Time) {
-	if o.reached != "" && o.reached == o.peerRun && o.links == 0 && !started.Before(o.ended) && !started.Before(o.since) {
+	if o.reached != "" && o.reached == o.run && o.links == 0 && !started.Before(o.ended) && !started.Before(o.since) {
 		o.refused = true
 	}
 }

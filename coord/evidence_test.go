@@ -113,6 +113,13 @@ func TestEvidence(t *testing.T) {
 			o.dialRefused(at(120 * ms))
 			return o
 		}},
+		{name: "the same, which began before the end of the old connections was seen", now: 200 * ms, seen: func() *observed {
+			o := connected()
+			o.session(at(110*ms), 11, "r2")
+			disconnect(o, at(115*ms))
+			o.dialRefused(at(120 * ms))
+			return o
+		}},
 		{name: "refused, then a connection of the same run", now: 200 * ms, seen: func() *observed {
 			o := connected()
 			disconnect(o, at(100*ms))

@@ -189,8 +189,8 @@ func (m *Member) serve(ctx context.Context) error {
 }
 
 // etcd stops by itself only when another member tells it so.
-var errRemoved = fmt.Errorf("%w: the others have removed it from the cluster, or go on in a new generation without it; "+
-	"empty its data directory and add it again", ErrReplace)
+var errRemoved = fmt.Errorf("%w: the others have removed it from the cluster, or go on in a new generation without it: %s",
+	ErrReplace, standAside)
 
 func (m *Member) serveOnce(ctx context.Context) error {
 	m.wait("etcd to start")

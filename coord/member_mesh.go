@@ -22,6 +22,9 @@ import (
 // it. The text says what to do.
 var ErrReplace = errors.New("this member must be replaced")
 
+// standAside is what an operator can do about it.
+const standAside = `leave it stopped; this version takes no member in again: see "A wiped member" in docs/operations/setup.md`
+
 // newMesh builds the mesh on this member.
 func (m *Member) newMesh() *mesh {
 	var peers []string
@@ -61,8 +64,8 @@ func (m *Member) newMesh() *mesh {
 			Died:  elect,
 			NewerGeneration: func(node string, generation int64) {
 				select {
-				case m.newer <- fmt.Errorf("%w: %s is of generation %d: the cluster went on without this member; empty its data directory and add it again",
-					ErrReplace, node, generation):
+				case m.newer <- fmt.Errorf("%w: %s is of generation %d: the cluster went on without this member: %s",
+					ErrReplace, node, generation, standAside):
 				default:
 				}
 			},
@@ -129,9 +132,8 @@ func (m *Member) introduce(ctx context.Context) error {
 	m.mu.Unlock()
 	switch {
 	case own.Started && !data:
-		return fmt.Errorf("%w: %s was a member and its directory %s is gone, and with it how it voted: "+
-			"remove it from the cluster, empty %s and add it as a new member",
-			ErrReplace, m.cfg.Name, etcdDir(m.cfg.DataDir), m.cfg.DataDir)
+		return fmt.Errorf("%w: %s was a member and its directory %s is gone, and with it how it voted: %s",
+			ErrReplace, m.cfg.Name, etcdDir(m.cfg.DataDir), standAside)
 	case data || own.HasData:
 		if was, known := own.Recorded[m.cfg.Name]; own.Recorded != nil && (!known || was != own.Incarnation) {
 			return fmt.Errorf("%w: %s holds the data of another member; give %s its own, or start it with an empty one",

@@ -100,7 +100,7 @@ func TestWipedMemberRefuses(t *testing.T) {
 		c.Kill(name)
 		empty := t.TempDir()
 		c.SetDataDir(name, empty)
-		wantReplace(t, c.Run(name), name+" has lost its data", "replace it", "add it as a new member")
+		wantReplace(t, c.Run(name), name+" has lost its data", "leave it stopped")
 		if hasEtcd(t, empty) {
 			t.Errorf("%s started etcd", name)
 		}
@@ -115,7 +115,7 @@ func TestWipedMemberRefuses(t *testing.T) {
 	if err := os.Rename(filepath.Join(c.DataDir("c2"), "etcd"), gone); err != nil {
 		t.Fatal(err)
 	}
-	wantReplace(t, c.Run("c2"), "c2", "gone", "add it as a new member")
+	wantReplace(t, c.Run("c2"), "c2", "gone", "leave it stopped")
 	if hasEtcd(t, c.DataDir("c2")) {
 		t.Error("c2 started etcd")
 	}

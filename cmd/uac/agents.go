@@ -222,6 +222,7 @@ operator decides them (uac request resolve --force).
 
 What steps of finished requests wrote and is not on the shared mount yet is given
 up, unless the agent is connected: requests that waited for it can leave the store.
+One of whose steps was decided with resolve --force stays: the step may still run.
 
 Nothing is revoked. An agent whose certificate is valid is back as soon as it
 connects.`,

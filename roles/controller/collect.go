@@ -10,6 +10,7 @@ import (
 
 	"uac/coord"
 	"uac/roles"
+	"uac/roles/controller/api"
 	"uac/roles/wire"
 )
 
@@ -315,17 +316,6 @@ func (k *collector) lineAllOf(agent string) {
 	}
 }
 
-// forsaken reports whether nobody will bring the rest of an attempt's output: the
-// request is over, and an operator has removed its agent, which is not connected.
-func (k *collector) forsaken(a *collect) bool {
-	if !a.of.final {
-		return false
-	}
-	snap := k.c.member.View().Snapshot()
-	_, known := snap.Get(agentKey(a.agent))
-	return !known && len(linksTo(snap, a.agent)) == 0
-}
-
 // begin begins turns while there is room.
 func (k *collector) begin() {
 	for k.turns < collectTurns && len(k.ready) > 0 {
@@ -337,9 +327,9 @@ func (k *collector) begin() {
 		}
 		a.state = collectTurn
 		k.turns++
-		forsaken := k.forsaken(a)
+		final := a.of.final
 		k.tasks.do(func() {
-			t := k.turn(a, forsaken)
+			t := k.turn(a, final)
 			k.mail.post(func() { k.ended(a, t) })
 		})
 	}
@@ -394,8 +384,8 @@ func (k *collector) note(err error) {
 	}
 }
 
-// turn takes one turn of an attempt. What a forsaken agent does not answer is gone.
-func (k *collector) turn(a *collect, forsaken bool) turn {
+// turn takes one turn of an attempt of a request that is final or not.
+func (k *collector) turn(a *collect, final bool) turn {
 	if !a.located {
 		if err := k.locate(a); err != nil {
 			// The agent must know that somebody comes all the same: only then what waits is
@@ -405,7 +395,8 @@ func (k *collector) turn(a *collect, forsaken bool) turn {
 		}
 	}
 	got, err := k.fetch(a, collectSize)
-	gone := errors.Is(err, errGone) || err != nil && forsaken
+	// Of what is final, an agent that was removed brings nothing more.
+	gone := errors.Is(err, errGone) || errors.Is(err, api.ErrUnavailable) && final && k.c.removed(a.agent)
 	switch {
 	case !a.marked.IsZero():
 		// Told, or nobody is left to be told.

@@ -425,6 +425,46 @@ func TestOutputOfARemovedAgentIsGivenUp(t *testing.T) {
 	}
 }
 
+// An agent that is removed while it is connected is back in a moment, with all it has.
+func TestOutputOfAnAgentRemovedWhileConnectedIsKept(t *testing.T) {
+	w := newWorld(t, worldOptions{output: newDirStore(t)})
+	c1 := w.node("c1")
+	a := w.speaker(c1, "a1")
+	c1.apply(process("p", step("s", "a1")))
+	r := c1.accept("p")
+	st := a.start()
+	a.running(st)
+	data := noise(5, 1000)
+	a.write("s", data[:500], false)
+	a.ran(st)
+	c1.awaitStatus(r.ID, roles.RequestSucceeded)
+	c1.settle()
+	if err := c1.RemoveAgent(t.Context(), operator, "a1", true); err != nil {
+		t.Fatal(err)
+	}
+	<-a.link.ctx.Done() // the controller gives it up
+	a.disconnect()
+	coordtest.Await(t, c1.member.View(), "the link has ended", func(snap coord.Snapshot) bool { return len(linksTo(snap, "a1")) == 0 })
+	if _, known := c1.member.View().Get(agentKey("a1")); known || c1.removed("a1") {
+		t.Fatalf("there is a record: %v; it counts as removed: %v", known, c1.removed("a1"))
+	}
+	a.write("s", data[500:], true)
+	a.move(c1)
+	c1.awaitKept(r.ID)
+	a.disconnect()
+	c1.settle()
+	if got, gaps, err := c1.whole(r.ID, "s"); got != string(data) || len(gaps) != 0 || err != nil {
+		t.Errorf("%d bytes, gaps %v, error %v", len(got), gaps, err)
+	}
+	// And if it does not come back, it can be removed once more.
+	for _, force := range []bool{false, false} {
+		err := c1.RemoveAgent(t.Context(), operator, "a1", force)
+		if gone := c1.removed("a1"); !gone {
+			t.Errorf("removed: %v, error %v", gone, err)
+		}
+	}
+}
+
 // Errors of the mount leave nothing but files that are not used: before their effect,
 // after it, and half way.
 func TestCollectionOutlastsTheMount(t *testing.T) {

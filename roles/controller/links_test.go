@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -288,6 +289,46 @@ func TestJoin(t *testing.T) {
 	}
 	if _, got, err := hello(t, p.client(s), first(helloOf("a1", 1))); err != nil || got.GetWelcome() == nil {
 		t.Errorf("got %v, %v; want to be welcome", got, err)
+	}
+}
+
+// reader is a member that reads output over another one's link.
+type reader struct {
+	grpc.ServerStreamingServer[wire.OutputChunk]
+	ctx context.Context
+}
+
+func (r reader) Context() context.Context { return r.ctx }
+
+// A link that ends while it is read from is no answer about the output, whoever asked.
+func TestReadOutputOverALinkThatEnds(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	c1 := w.node("c1")
+	a := w.agent(c1, "a1", nil)
+	c1.apply(process("p", step("s", "a1")))
+	r := c1.accept("p")
+	a.running(a.start())
+	c1.awaitStep(r.ID, "s", roles.StepRunning)
+	for who, read := range map[string]func() error{
+		"its own controller": func() error { return c1.ReadOutput(t.Context(), r.ID, "s", 0, 0, false, io.Discard) },
+		"another member": func() error {
+			return readError((&memberServer{c: c1.Controller}).ReadOutput(&wire.ReadOutputRequest{
+				To: "c1", Agent: "a1", Read: &wire.ReadOutput{Request: r.ID, Step: "s", Attempt: 1},
+			}, reader{ctx: t.Context()}))
+		},
+	} {
+		go func(l *link) {
+			for m := range l.sent() {
+				if m.GetReadOutput() != nil {
+					l.drop(status.Error(codes.Aborted, "it does not answer"))
+					return
+				}
+			}
+		}(a.link)
+		if err := read(); !isErr(err, api.ErrUnavailable) || status.Code(err) != codes.Unknown || !strings.Contains(err.Error(), "it does not answer") {
+			t.Errorf("%s: %v, want unavailable", who, err)
+		}
+		a.connect(c1)
 	}
 }
 

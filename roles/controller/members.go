@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"uac/coord"
+	"uac/roles/controller/api"
 	"uac/roles/wire"
 	"uac/roles/wire/pki"
 )
@@ -154,11 +156,20 @@ func (c *Controller) readThrough(ctx context.Context, controller, agent string, 
 			})
 		}
 		if begun || !elsewhere(err) || ctx.Err() != nil {
-			return err
+			return readError(err)
 		}
 		last = err
 	}
-	return last
+	return readError(last)
+}
+
+// readError is the error of a read at an agent through another member: what cannot be
+// read there now may be read later.
+func readError(err error) error {
+	if s, ok := status.FromError(err); ok && (elsewhere(err) || s.Code() == codes.NotFound) {
+		return fmt.Errorf("%w: %s", api.ErrUnavailable, s.Message())
+	}
+	return err
 }
 
 // readStream calls f with every chunk of output that a member sends.
@@ -227,7 +238,11 @@ func (s *memberServer) ReadOutput(r *wire.ReadOutputRequest, stream grpc.ServerS
 	if l == nil || r.GetTo() != s.c.cfg.Name {
 		return status.Errorf(codes.NotFound, "%s holds no link to %s", s.c.cfg.Name, r.GetAgent())
 	}
-	return l.read(stream.Context(), r.GetRead(), stream.Send)
+	err := l.read(stream.Context(), r.GetRead(), stream.Send)
+	if errors.Is(err, api.ErrUnavailable) {
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	return err
 }
 
 // Renew signs a new certificate for a member.

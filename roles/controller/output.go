@@ -63,7 +63,8 @@ func (l *link) read(ctx context.Context, req *wire.ReadOutput, f func(*wire.Outp
 				taken = 0
 			}
 		case <-l.ctx.Done():
-			return fmt.Errorf("%w: link to agent %s ended: %w", api.ErrUnavailable, l.agent, context.Cause(l.ctx))
+			// The cause may be what gRPC was told to end the link with, which is no answer to a read.
+			return fmt.Errorf("%w: link to agent %s ended: %s", api.ErrUnavailable, l.agent, context.Cause(l.ctx).Error())
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -289,8 +289,8 @@ func (c *Controller) RemoveAgent(ctx context.Context, a api.Actor, name string, 
 			return unavailable(err)
 		}
 		snap := c.member.View().Snapshot()
-		kv, ok := snap.Get(agentKey(name))
-		if !ok {
+		kv, known := snap.Get(agentKey(name))
+		if !known && c.removed(name) {
 			return fmt.Errorf("%w: agent %q", api.ErrNotFound, name)
 		}
 		links, out := linksTo(snap, name), c.out("", name)
@@ -301,7 +301,10 @@ func (c *Controller) RemoveAgent(ctx context.Context, a api.Actor, name string, 
 		case out > 0:
 			return fmt.Errorf("%w: %d steps are out at agent %s; wait for it, or resolve them", api.ErrConflict, out, name)
 		}
-		tx := coord.Tx{If: []coord.Cond{coord.ModIs(kv.Key, kv.Mod)}, Then: []coord.Write{c.audit(a, "agent.removed", name, detail), coord.Del(kv.Key)}}
+		tx := coord.Tx{
+			If:   []coord.Cond{coord.ModIs(agentKey(name), kv.Mod)},
+			Then: []coord.Write{c.audit(a, "agent.removed", name, detail), coord.Del(agentKey(name))},
+		}
 		for kv := range snap.Range(prefixLinks + name + "/") {
 			tx.If = append(tx.If, coord.ModIs(kv.Key, kv.Mod))
 			if len(links) == 0 { // else who holds one goes on telling of it
@@ -319,6 +322,20 @@ func (c *Controller) RemoveAgent(ctx context.Context, a api.Actor, name string, 
 			return c.clear(ctx, s, slotsOfAgent(name))
 		}
 	}
+}
+
+// removed reports whether nothing is stored of an agent: it was removed while nobody
+// held a link to it, and has not been back. One that is removed while it is connected
+// leaves its links behind, and its record comes again with the next.
+func (c *Controller) removed(name string) bool {
+	snap := c.member.View().Snapshot()
+	if _, known := snap.Get(agentKey(name)); known {
+		return false
+	}
+	for range snap.Range(prefixLinks + name + "/") {
+		return false
+	}
+	return true
 }
 
 // forget ends the link to an agent that was removed: it says hello again, and has a

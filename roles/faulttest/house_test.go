@@ -79,7 +79,7 @@ func TestWipedMember(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(c.node(name).DataDir, "coord")); err != nil {
 		t.Fatal(err)
 	}
-	c.refuses(name, "has lost its data", "replace it")
+	c.refuses(name, "has lost its data", "leave it stopped")
 	c.submit("single", 2) // the others go on
 	c.settled().succeeded(t)
 }

@@ -157,7 +157,7 @@ func TestLossOfQuorum(t *testing.T) {
 
 	// Who was left behind must not come back with what it has.
 	for _, name := range lost {
-		c.refuses(name, "must be replaced", "empty its data directory")
+		c.refuses(name, "must be replaced", "leave it stopped")
 	}
 	if now := c.active(); now != survivor {
 		t.Errorf("%s is Active after the lost ones came back", now)
