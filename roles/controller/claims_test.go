@@ -2,6 +2,7 @@ package controller
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"uac/coord"
@@ -314,13 +315,16 @@ func TestPausedTakeover(t *testing.T) {
 	c2.awaitStep(running.ID, "one", roles.StepRunning)
 	c2.on(func(d *desk) { d.sweep(true) })
 	a.quiet(c2)
-	if got, _ := c2.GetRequest(t.Context(), queued.ID); got.Owner != "" || got.Status != roles.RequestQueued {
-		t.Errorf("what nobody had begun is %+v, want it queued", got)
+	if got, _ := c2.GetRequest(t.Context(), queued.ID); got.Owner != "" || got.Status != roles.RequestQueued || !strings.Contains(got.Reason, "paused") {
+		t.Errorf("what nobody had begun is %+v, want it queued, and why", got)
 	}
 	c2.pause(false)
 	c2.on(func(d *desk) { d.sweep(true) })
 	if s := a.start(); s.GetRequest() != queued.ID {
 		t.Errorf("resumed, it started %v, want what was queued", s)
+	}
+	if got := c2.awaitStatus(queued.ID, roles.RequestRunning); got.Reason != "" {
+		t.Errorf("it runs, and is said to be %q", got.Reason)
 	}
 }
 

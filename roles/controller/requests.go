@@ -305,6 +305,8 @@ func (c *Controller) view(snap coord.Snapshot, state roles.State, claim claimRec
 		r.Reason = said("held", v.HeldBy)
 	case v.Held:
 		r.Reason = "held: the cluster went on after a loss of history; release it when you have looked"
+	case v.Status == roles.RequestQueued && len(c.eligible(snap).fresh) == 0:
+		r.Reason = "waits: every controller that could own it is paused"
 	}
 	if claim.Node != "" {
 		r.Fence = fmt.Sprintf("%d.%d", fence.Generation, fence.Revision)
