@@ -53,9 +53,9 @@ type clientFlags struct {
 // addClientFlags gives a noun whose verbs talk to a cluster their flags.
 func (a *app) addClientFlags(noun *cobra.Command) {
 	f, fs := &a.cluster, noun.PersistentFlags()
-	fs.StringVar(&f.server, "server", "", "`ADDRESSES` of the cluster's API, tried in order (UAC_SERVER)")
-	fs.StringVar(&f.token, "token", "", "`TOKEN` to authenticate with (UAC_TOKEN)")
-	fs.StringVar(&f.cacert, "cacert", "", "`FILE` with the authority of the API's certificate (UAC_CACERT)")
+	fs.Var(notEmpty(&f.server), "server", "`ADDRESSES` of the cluster's API, tried in order (UAC_SERVER)")
+	fs.Var(notEmpty(&f.token), "token", "`TOKEN` to authenticate with (UAC_TOKEN)")
+	fs.Var(notEmpty(&f.cacert), "cacert", "`FILE` with the authority of the API's certificate (UAC_CACERT)")
 }
 
 // settings reads the client's settings. exposed is the file of the token if
