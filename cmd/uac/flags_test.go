@@ -30,7 +30,7 @@ func TestFlagValues(t *testing.T) {
 		{[]string{"node", "switchover", "--to", "", "--yes"}, `uac node switchover: invalid argument "" for "--to" flag: ` + empty},
 		{[]string{"agent", "cluster", "suspend", "web", "--agent", ""}, `uac agent cluster suspend: invalid argument "" for "--agent" flag: ` + empty},
 		{[]string{"token", "create", "--role", "agent", "--name", ""}, `uac token create: invalid argument "" for "--name" flag: ` + empty},
-		{[]string{"process", "run", "nightly", "--idempotency-key", ""}, `uac process run: invalid argument "" for "--idempotency-key" flag: ` + empty},		{[]string{"process", "list", "--token", ""}, `uac process list: invalid argument "" for "--token" flag: ` + empty},
+		{[]string{"process", "run", "nightly", "--idempotency-key", ""}, `uac process run: invalid argument "" for "--idempotency-key" flag: ` + empty}, {[]string{"process", "list", "--token", ""}, `uac process list: invalid argument "" for "--token" flag: ` + empty},
 		{[]string{"export", "--server", ""}, `uac export: invalid argument "" for "--server" flag: ` + empty},
 		{[]string{"apply", "-f", "x", "--cacert", ""}, `uac apply: invalid argument "" for "--cacert" flag: ` + empty},
 
@@ -48,6 +48,10 @@ func TestFlagValues(t *testing.T) {
 		{[]string{"agent", "show", "a\xff"}, "uac agent show: AGENT: it is not valid UTF-8: byte 2 is 0xff"},
 		{[]string{"config", "show", "--role", "agent", "--set", "node.name=\xff"}, `uac config show: invalid argument "node.name=\xff" for "--set" flag: it is not valid UTF-8: byte 11 is 0xff`},
 		{[]string{"nod\xff"}, "uac: argument 1: it is not valid UTF-8: byte 4 is 0xff"},
+
+		{[]string{"process", "run", "nightly", "--why", strings.Repeat("x", 70_000)}, "why: too long: the path and the query of a call have 70017 bytes, and may have 16384"},
+		{[]string{"event", "list", "--by", strings.Repeat("x", 90_000)}, "by: too long: the path and the query of a call have 90023 bytes, and may have 16384"},
+		{[]string{"request", "show", strings.Repeat("x", 90_000)}, "the names in the path: too long: the path and the query of a call have 90013 bytes, and may have 16384"},
 
 		{[]string{"request", "list", "--status", "failed", "--status", "cancelled"}, `uac request list: invalid argument "cancelled" for "--status" flag: it is given twice, and was "failed" before`},
 		{[]string{"request", "hold", id, "--step", "a", "--step", "b"}, `uac request hold: invalid argument "b" for "--step" flag: it is given twice, and was "a" before`},
