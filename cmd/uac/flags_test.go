@@ -30,7 +30,8 @@ func TestFlagValues(t *testing.T) {
 		{[]string{"node", "switchover", "--to", "", "--yes"}, `uac node switchover: invalid argument "" for "--to" flag: ` + empty},
 		{[]string{"agent", "cluster", "suspend", "web", "--agent", ""}, `uac agent cluster suspend: invalid argument "" for "--agent" flag: ` + empty},
 		{[]string{"token", "create", "--role", "agent", "--name", ""}, `uac token create: invalid argument "" for "--name" flag: ` + empty},
-		{[]string{"process", "run", "nightly", "--idempotency-key", ""}, `uac process run: invalid argument "" for "--idempotency-key" flag: ` + empty}, {[]string{"process", "list", "--token", ""}, `uac process list: invalid argument "" for "--token" flag: ` + empty},
+		{[]string{"process", "run", "nightly", "--idempotency-key", ""}, `uac process run: invalid argument "" for "--idempotency-key" flag: ` + empty},
+		{[]string{"process", "list", "--token", ""}, `uac process list: invalid argument "" for "--token" flag: ` + empty},
 		{[]string{"export", "--server", ""}, `uac export: invalid argument "" for "--server" flag: ` + empty},
 		{[]string{"apply", "-f", "x", "--cacert", ""}, `uac apply: invalid argument "" for "--cacert" flag: ` + empty},
 
