@@ -3,8 +3,8 @@ package faulttest
 import (
 	"fmt"
 	"net/http"
-	"slices"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
