@@ -100,6 +100,11 @@ func (m *Member) ContinueAlone(o AloneOrder) error {
 	slices.Sort(others)
 	named := slices.Clone(o.Lost)
 	slices.Sort(named)
+	for _, v := range named {
+		if v != m.cfg.Name && !slices.Contains(others, v) {
+			return fmt.Errorf("%w: %s; the other members are %s", ErrNoSuchNode, v, strings.Join(others, " "))
+		}
+	}
 	if !slices.Equal(others, slices.Compact(named)) {
 		return fmt.Errorf("%w: name every other member: %s", ErrNotAllNamed, strings.Join(others, " "))
 	}

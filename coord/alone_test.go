@@ -47,7 +47,13 @@ func TestContinueAlone(t *testing.T) {
 		t.Errorf("too early: %v", err)
 	}
 	awaitQuorumLost(t, m, 1100*time.Millisecond)
-	for _, lost := range [][]string{nil, {"c2"}, {"c2", "w1", "c3"}, {"c2", "w1", "c1"}, {"c2", "c2"}} {
+	for _, lost := range [][]string{{"c2", "w1", "c3"}, {"c2", "c3"}, {"c3"}} {
+		err := m.ContinueAlone(coord.AloneOrder{Lost: lost})
+		if !errors.Is(err, coord.ErrNoSuchNode) || !strings.HasSuffix(err.Error(), ": c3; the other members are c2 w1") {
+			t.Errorf("%v named: %v", lost, err)
+		}
+	}
+	for _, lost := range [][]string{nil, {"c2"}, {"c2", "w1", "c1"}, {"c2", "c2"}} {
 		if err := m.ContinueAlone(coord.AloneOrder{Lost: lost}); !errors.Is(err, coord.ErrNotAllNamed) || !strings.Contains(err.Error(), "c2 w1") {
 			t.Errorf("%v named: %v", lost, err)
 		}

@@ -256,6 +256,7 @@ documents that uac apply takes again.`,
 		Example: `  uac export > definitions.yaml
   uac export deploy-web --server c1 | uac apply -f - --server other`,
 		GroupID:           groupCluster,
+		Args:              cobra.ArbitraryArgs,
 		ValidArgsFunction: a.completeProcesses(100),
 		RunE:              func(cmd *cobra.Command, args []string) error { return runExport(cmd.Context(), a, args) },
 	}

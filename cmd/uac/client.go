@@ -53,9 +53,9 @@ type clientFlags struct {
 // addClientFlags gives a noun whose verbs talk to a cluster their flags.
 func (a *app) addClientFlags(noun *cobra.Command) {
 	f, fs := &a.cluster, noun.PersistentFlags()
-	fs.StringVar(&f.server, "server", "", "`ADDRESSES` of the cluster's API, tried in order (UAC_SERVER)")
-	fs.StringVar(&f.token, "token", "", "`TOKEN` to authenticate with (UAC_TOKEN)")
-	fs.StringVar(&f.cacert, "cacert", "", "`FILE` with the authority of the API's certificate (UAC_CACERT)")
+	fs.Var(notEmpty(&f.server), "server", "`ADDRESSES` of the cluster's API, tried in order (UAC_SERVER)")
+	fs.Var(notEmpty(&f.token), "token", "`TOKEN` to authenticate with (UAC_TOKEN)")
+	fs.Var(notEmpty(&f.cacert), "cacert", "`FILE` with the authority of the API's certificate (UAC_CACERT)")
 }
 
 // settings reads the client's settings. exposed is the file of the token if
@@ -221,6 +221,9 @@ func (c *client) stream(ctx context.Context, k call) (*http.Response, error) {
 // do makes a call. A server whose answer accept cannot take counts as one that
 // did not answer.
 func (c *client) do(ctx context.Context, k call, accept func(*http.Response) error) (*http.Response, error) {
+	if err := k.checkTarget(); err != nil {
+		return nil, err
+	}
 	body, err := k.encode()
 	if err != nil {
 		return nil, err
@@ -300,6 +303,31 @@ func (c *client) remember(k call, resp *http.Response) {
 	}
 }
 
+// target returns the path and the query of a call.
+func (k *call) target() string {
+	if len(k.query) == 0 {
+		return k.path
+	}
+	return k.path + "?" + k.query.Encode()
+}
+
+// checkTarget refuses a call that a server would cut off instead of answering it:
+// nobody could tell that from a server that has died.
+func (k *call) checkTarget() error {
+	n := len(k.target())
+	if n <= api.MaxTarget {
+		return nil
+	}
+	what := "the names in the path"
+	most := len(k.path)
+	for name, values := range k.query {
+		if size := len(url.QueryEscape(strings.Join(values, ""))); size > most {
+			what, most = name, size
+		}
+	}
+	return usageError("%s: too long: the path and the query of a call have %d bytes, and may have %d", what, n, api.MaxTarget)
+}
+
 // encode returns the body of a call.
 func (k *call) encode() ([]byte, error) {
 	switch body := k.body.(type) {
@@ -319,10 +347,7 @@ func (k *call) encode() ([]byte, error) {
 
 // try asks one server. An error means that another server may do better.
 func (c *client) try(ctx context.Context, server string, k call, body []byte, requestID string) (*http.Response, error) {
-	target := server + k.path
-	if len(k.query) > 0 {
-		target += "?" + k.query.Encode()
-	}
+	target := server + k.target()
 	ctx, cancel := context.WithCancelCause(ctx)
 	var wrote atomic.Bool // something of the call
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { wrote.Store(true) }})

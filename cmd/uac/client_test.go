@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -117,6 +119,51 @@ func TestClientHeaders(t *testing.T) {
 		if (h.Get(headerIdempotencyKey) != "") != (i == 1) {
 			t.Errorf("call %d: idempotency key %q", i, h.Get(headerIdempotencyKey))
 		}
+	}
+}
+
+// The longest path and query that the client sends get an answer of a real server; what
+// is longer is refused before anybody is asked, with the name of what is too long.
+func TestLongCalls(t *testing.T) {
+	ca := fakeServer(t, nil)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked []string
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() {
+		served <- api.Serve(ctx, tls.NewListener(l, &tls.Config{
+			Certificates: ca.TLS.Certificates, NextProtos: []string{"h2", "http/1.1"}, MinVersion: tls.VersionTLS13,
+		}), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			asked = append(asked, r.Proto)
+			answer(w, http.StatusOK, "{}")
+		}), slog.New(slog.DiscardHandler))
+	}()
+	c := testClient(t, ca, "https://"+l.Addr().String())
+	c.token = strings.Repeat("t", 1000)
+	fill := func(path string) string { return strings.Repeat("~", api.MaxTarget-len(path)) } // which HPACK cannot make shorter
+	for _, tt := range []struct{ path, why, refused string }{
+		{path: "/v1/x/" + fill("/v1/x/")},
+		{path: "/v1/x", why: fill("/v1/x?why=")},
+		{path: "/v1/x/" + fill("/v1/x"), refused: "the names in the path"},
+		{path: "/v1/x", why: fill("/v1/x?why=") + "~", refused: "why"},
+		{path: "/v1/x", why: strings.Repeat("\n", api.MaxTarget/2), refused: "why"},
+	} {
+		asked = nil
+		err := c.send(t.Context(), call{method: http.MethodDelete, path: tt.path, query: because(tt.why), once: true}, nil)
+		if tt.refused == "" && (err != nil || !slices.Equal(asked, []string{"HTTP/2.0"})) {
+			t.Errorf("at the limit: %v, asked %q", err, asked)
+		}
+		if tt.refused != "" && (codeOf(err) != exitUsage || !strings.HasPrefix(err.Error(), tt.refused+": too long: ") || asked != nil) {
+			t.Errorf("%s: %v, asked %q", tt.refused, err, asked)
+		}
+	}
+	c.http.CloseIdleConnections()
+	stop()
+	if err := <-served; err != nil {
+		t.Error(err)
 	}
 }
 

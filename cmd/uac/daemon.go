@@ -88,6 +88,9 @@ func (f *settingFlag) Type() string { return "string" }
 
 // Set implements pflag.Value.
 func (f *settingFlag) Set(text string) error {
+	if err := checkUTF8(text); err != nil {
+		return err
+	}
 	setting := config.Flag{Key: f.key, Value: text, Name: "--" + f.flag}
 	if f.key == "" {
 		var ok bool

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -27,6 +28,8 @@ func strict(cmd *cobra.Command) {
 	}
 }
 
+var errEmpty = errors.New("it is empty; leave the flag out, or give it a value")
+
 // single is the value of a flag that is given once, and not empty.
 type single struct {
 	pflag.Value
@@ -36,12 +39,68 @@ type single struct {
 func (s *single) Set(text string) error {
 	switch {
 	case text == "":
-		return errors.New("it is empty; leave the flag out, or give it a value")
+		return errEmpty
 	case s.given:
 		return fmt.Errorf("it is given twice, and was %q before", s.String())
 	}
 	s.given = true
 	return s.Value.Set(text)
+}
+
+// checkTexts refuses what a command line cannot mean: an argument that is empty, which
+// is what a variable of a script leaves that was never set, and texts that are not
+// UTF-8. JSON has no way to carry those, and would put other characters in their place.
+func checkTexts(cmd *cobra.Command, args []string) error {
+	names := argNames(cmd.Use)
+	for i, arg := range args {
+		name := fmt.Sprintf("argument %d", i+1)
+		if len(names) > 0 {
+			name = names[min(i, len(names)-1)]
+			if arg == "" {
+				return usageError("%s: %s is empty; usage: %s", cmd.CommandPath(), name, cmd.UseLine())
+			}
+		}
+		if err := checkUTF8(arg); err != nil {
+			return usageError("%s: %s: %w", cmd.CommandPath(), name, err)
+		}
+	}
+	var err error
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		texts := []string{f.Value.String()}
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			texts = list.GetSlice()
+		}
+		for _, text := range texts {
+			if bad := checkUTF8(text); bad != nil && err == nil {
+				err = usageError("%s: --%s: %w", cmd.CommandPath(), f.Name, bad)
+			}
+		}
+	})
+	return err
+}
+
+// argNames returns the names of the arguments in the usage of a command.
+func argNames(use string) []string {
+	var names []string
+	words := strings.Fields(use)[1:]
+	for i := 0; i < len(words); i++ {
+		if strings.HasPrefix(strings.TrimPrefix(words[i], "["), "-") {
+			i++ // a flag, and what it takes
+			continue
+		}
+		names = append(names, strings.Trim(words[i], "[]."))
+	}
+	return names
+}
+
+// checkUTF8 says where a text is not UTF-8.
+func checkUTF8(text string) error {
+	for i, r := range text {
+		if r == utf8.RuneError && !strings.HasPrefix(text[i:], string(utf8.RuneError)) {
+			return fmt.Errorf("it is not valid UTF-8: byte %d is 0x%02x", i+1, text[i])
+		}
+	}
+	return nil
 }
 
 // checked is the value of a flag that takes what a check lets pass.
@@ -59,6 +118,16 @@ func (c *checked) Set(text string) error {
 	}
 	*c.text = text
 	return nil
+}
+
+// notEmpty returns a flag's value that is not empty.
+func notEmpty(text *string) pflag.Value {
+	return &checked{text, func(word string) error {
+		if word == "" {
+			return errEmpty
+		}
+		return nil
+	}}
 }
 
 // choice returns a flag's value that is one of words.

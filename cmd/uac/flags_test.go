@@ -15,6 +15,7 @@ import (
 func TestFlagValues(t *testing.T) {
 	c := newCluster(t, sampleState())
 	id := apitest.RequestID(2)
+	latin1 := configFile(t, "h\xe9")
 	const empty = "it is empty; leave the flag out, or give it a value"
 	for _, tt := range []struct {
 		args []string
@@ -30,6 +31,28 @@ func TestFlagValues(t *testing.T) {
 		{[]string{"agent", "cluster", "suspend", "web", "--agent", ""}, `uac agent cluster suspend: invalid argument "" for "--agent" flag: ` + empty},
 		{[]string{"token", "create", "--role", "agent", "--name", ""}, `uac token create: invalid argument "" for "--name" flag: ` + empty},
 		{[]string{"process", "run", "nightly", "--idempotency-key", ""}, `uac process run: invalid argument "" for "--idempotency-key" flag: ` + empty},
+		{[]string{"process", "list", "--token", ""}, `uac process list: invalid argument "" for "--token" flag: ` + empty},
+		{[]string{"export", "--server", ""}, `uac export: invalid argument "" for "--server" flag: ` + empty},
+		{[]string{"apply", "-f", "x", "--cacert", ""}, `uac apply: invalid argument "" for "--cacert" flag: ` + empty},
+
+		{[]string{"request", "show", ""}, "uac request show: REQUEST is empty; usage: uac request show REQUEST [flags]"},
+		{[]string{"token", "delete", "", "--yes"}, "uac token delete: ID is empty; usage: uac token delete ID [flags]"},
+		{[]string{"node", "confirm-lost", "c2", ""}, "uac node confirm-lost: NODE is empty; usage: uac node confirm-lost NODE... [flags]"},
+		{[]string{"pki", "issue", ""}, "uac pki issue: DIR is empty; usage: uac pki issue --role ROLE --name NAME [DIR] [flags]"},
+		{[]string{"export", ""}, "uac export: PROCESS is empty; usage: uac export [PROCESS...] [flags]"},
+
+		{[]string{"process", "run", "nightly", "-p", "q=1", "-p", "r=a\xffb"}, "uac process run: --param: it is not valid UTF-8: byte 4 is 0xff"},
+		{[]string{"process", "run", "nightly", "--param-file", "r=" + latin1}, "--param-file r: " + latin1 + ": it is not valid UTF-8: byte 2 is 0xe9"},
+		{[]string{"process", "run", "nightly", "--why", "\xc3\xa9\xc3"}, "uac process run: --why: it is not valid UTF-8: byte 3 is 0xc3"},
+		{[]string{"token", "create", "--role", "viewer", "--name", "x\xffy"}, "uac token create: --name: it is not valid UTF-8: byte 2 is 0xff"},
+		{[]string{"process", "list", "--token", "\xff"}, "uac process list: --token: it is not valid UTF-8: byte 1 is 0xff"},
+		{[]string{"agent", "show", "a\xff"}, "uac agent show: AGENT: it is not valid UTF-8: byte 2 is 0xff"},
+		{[]string{"config", "show", "--role", "agent", "--set", "node.name=\xff"}, `uac config show: invalid argument "node.name=\xff" for "--set" flag: it is not valid UTF-8: byte 11 is 0xff`},
+		{[]string{"nod\xff"}, "uac: argument 1: it is not valid UTF-8: byte 4 is 0xff"},
+
+		{[]string{"process", "run", "nightly", "--why", strings.Repeat("x", 70_000)}, "why: too long: the path and the query of a call have 70017 bytes, and may have 16384"},
+		{[]string{"event", "list", "--by", strings.Repeat("x", 90_000)}, "by: too long: the path and the query of a call have 90023 bytes, and may have 16384"},
+		{[]string{"request", "show", strings.Repeat("x", 90_000)}, "the names in the path: too long: the path and the query of a call have 90013 bytes, and may have 16384"},
 
 		{[]string{"request", "list", "--status", "failed", "--status", "cancelled"}, `uac request list: invalid argument "cancelled" for "--status" flag: it is given twice, and was "failed" before`},
 		{[]string{"request", "hold", id, "--step", "a", "--step", "b"}, `uac request hold: invalid argument "b" for "--step" flag: it is given twice, and was "a" before`},
@@ -50,6 +73,13 @@ func TestFlagValues(t *testing.T) {
 		got := c.run(t, tt.args...)
 		if want := (result{code: exitUsage, stderr: "error: " + tt.want + "\n"}); got != want {
 			t.Errorf("%q\ngot  %+v\nwant %+v", tt.args, got, want)
+		}
+	}
+	for _, args := range [][]string{
+		{"process", "run", "nightly", "-p", "r=a\ufffdb"}, // the character itself is one
+	} {
+		if got := c.run(t, args...); strings.Contains(got.stderr, "UTF-8") {
+			t.Errorf("%q: %+v", args, got)
 		}
 	}
 	// A reason may be empty, and what is left out is no filter.

@@ -238,6 +238,7 @@ an expired certificate is renewed, too. Without DIR it is --dir itself, the
 directory of a controller.`,
 		Example: `  uac pki renew --dir /var/lib/uac/pki
   uac pki renew --dir pki --all c1 w1`,
+		Args: cobra.ArbitraryArgs,
 		RunE: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				args = []string{dir}
@@ -290,6 +291,7 @@ file. Without PATH it is the directory pki. A moment after RENEW a running node
 renews by itself.`,
 		Example: `  uac pki show /var/lib/uac/pki
   uac pki show -o json c1/api.crt`,
+		Args: cobra.ArbitraryArgs,
 		RunE: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				args = []string{"pki"}

@@ -189,6 +189,9 @@ func readValue(file string) (string, error) {
 	if len(text) > roles.MaxValue {
 		return "", fmt.Errorf("%s is larger than %d bytes", file, roles.MaxValue)
 	}
+	if err := checkUTF8(string(text)); err != nil {
+		return "", fmt.Errorf("%s: %w", file, err)
+	}
 	return string(text), nil
 }
 

@@ -186,13 +186,14 @@ func wanted(bad *pflag.InvalidValueError) string {
 	return ""
 }
 
-// explainArgs makes every command say which argument is missing or too many.
+// explainArgs makes every command say which argument is missing, too many or not
+// fit to be one.
 func explainArgs(cmd *cobra.Command) {
 	if check := cmd.Args; check != nil {
 		cmd.Args = func(cmd *cobra.Command, args []string) error {
 			err := check(cmd, args)
 			if err == nil {
-				return nil
+				return checkTexts(cmd, args)
 			}
 			for n := len(args) - 1; n >= 0; n-- {
 				if check(cmd, args[:n]) == nil {

@@ -254,7 +254,10 @@ func (c *Controller) ConfirmLost(ctx context.Context, a api.Actor, nodes []strin
 		err := c.member.ContinueAlone(coord.AloneOrder{Lost: nodes, By: a.Name, Why: a.Why, With: []coord.Write{
 			c.audit(a, "node.confirmed_lost", strings.Join(nodes, " "), map[string]string{"majority": "none"}),
 		}})
-		if err != nil {
+		switch {
+		case errors.Is(err, coord.ErrNoSuchNode):
+			return "", orderError(err)
+		case err != nil:
 			return "", fmt.Errorf("%w: %w", api.ErrConflict, err)
 		}
 		return c.cfg.Name + " continues alone in a new generation; it is paused: look, then resume it and release what is held", nil

@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/oklog/ulid/v2"
 )
@@ -114,7 +115,7 @@ var errInternal = errors.New("internal error")
 func (f *front) route(w *response, r *http.Request, c *call) {
 	// The mux would redirect a path like /v1//nodes or /v1/x/../nodes; such
 	// calls come from mistakes and attacks, and neither should succeed.
-	if p := r.URL.Path; !strings.HasPrefix(p, "/") || p != "/" && path.Clean(p) != p {
+	if p := r.URL.Path; !strings.HasPrefix(p, "/") || p != "/" && path.Clean(p) != p || !utf8.ValidString(p) {
 		write(w, r, problem(http.StatusNotFound, "there is nothing at this path"))
 		return
 	}

@@ -55,6 +55,10 @@ func (s *Server) guard(_ string, rule rule, next http.HandlerFunc) http.HandlerF
 			return
 		}
 		callOf(r.Context()).actor = actor
+		if p := checkTarget(r); p != nil {
+			write(w, r, p)
+			return
+		}
 
 		if !rule.stream {
 			ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
@@ -230,7 +234,7 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, *huma.ErrorModel)
 	if !utf8.Valid(body) {
 		return nil, problem(http.StatusBadRequest, "the body is not valid UTF-8")
 	}
-	return body, nil
+	return body, checkBody(body)
 }
 
 func tooLarge() *huma.ErrorModel {

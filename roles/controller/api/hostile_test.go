@@ -36,6 +36,8 @@ func TestHostileBodies(t *testing.T) {
 		{"no media type", good, []string{"Content-Type", ";;"}, 415, "must be application/json"},
 		{"compressed", good, []string{"Content-Encoding", "gzip"}, 415, "must not be compressed"},
 		{"deep", strings.Repeat("[", 100_000) + strings.Repeat("]", 100_000), nil, 400, "validation failed"},
+		{"two keys", good, []string{"Idempotency-Key", "a", "Idempotency-Key", "b"}, 400, `"is given twice","location":"header.Idempotency-Key"`},
+		{"two revisions", good, []string{"Uac-Revision", "1", "Uac-Revision", "1"}, 400, `"is given twice","location":"header.Uac-Revision"`},
 		{"NUL in a parameter's name", `{"process":"deploy","params":{"\u0000":"1"}}`, nil, 422, "the input is not valid"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -61,6 +63,22 @@ func TestHostileBodies(t *testing.T) {
 	// Nobody reads a body before knowing whose it is.
 	if got := do(t, http.MethodPost, url+"/v1/requests", strings.Repeat("x", 100<<10), as("wrong")...); got.status != 401 {
 		t.Errorf("a body with a wrong token: %d", got.status)
+	}
+}
+
+// What only looks like half a character or the same twice is taken.
+func TestBodiesThatAreClear(t *testing.T) {
+	url := serve(t, apitest.New(sample()), api.Deps{})
+	for _, body := range []string{
+		`{"process":"deploy","params":{"version":"\ud83d\ude00\ud83d\ude00"}}`,
+		`{"process":"deploy","params":{"version":"\\ud800"}}`,
+		`{"process":"deploy","params":{"version":"\ufffd"}}`,
+		`{"process":"deploy","params":{"version":"version"}}`,
+		`{"params":{"version":"1"},"process":"deploy"}`,
+	} {
+		if got := do(t, http.MethodPost, url+"/v1/requests?why=%EF%BF%BD", body, as("operator")...); got.status != 201 {
+			t.Errorf("%s: %d %s", body, got.status, got.body)
+		}
 	}
 }
 

@@ -119,6 +119,9 @@ const (
 	headerTimeout  = 5 * time.Second
 	idleTimeout    = 2 * time.Minute
 	maxHeaderBytes = 32 << 10
+	// MaxTarget is the most bytes that a client may put into the path and the query
+	// of a call. A call with larger headers is cut off, without an answer that says why.
+	MaxTarget = maxHeaderBytes / 2
 	// stopTimeout is how long calls may go on after a stop was asked for.
 	stopTimeout = time.Second
 )
