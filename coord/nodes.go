@@ -21,6 +21,9 @@ type NodeStatus struct {
 	// is over.
 	Heard  time.Time
 	Silent bool
+	// Lost is the session that was declared lost last while its process may have
+	// lived on, 0 if there is none.
+	Lost int64
 	// Unready says why an automatic fail-over would not work if the node died
 	// now; empty if it would. Successor would take over from the Active.
 	Unready   string
@@ -42,6 +45,9 @@ func (m *Member) Nodes() []NodeStatus {
 			if h, err := decode[HoldRecord](kv); err == nil {
 				st.Held = &h
 			}
+		}
+		if loss, ok := lossIn(snap, rec.Name); ok && !loss.Ended {
+			st.Lost = loss.Epoch
 		}
 		if st.Epoch != 0 && st.Held == nil {
 			st.Mode = ModePassive
@@ -336,6 +342,16 @@ func SessionsOf(snap Snapshot) func(yield func(string) bool) {
 
 // IsLossKey reports whether key is the record of a loss.
 func IsLossKey(key string) bool { return leaf(key, prefixLosses) != "" }
+
+// lossIn returns the last decision that a session of the node is lost.
+func lossIn(snap Snapshot, node string) (LossRecord, bool) {
+	kv, ok := snap.Get(lossKey(node))
+	if !ok {
+		return LossRecord{}, false
+	}
+	rec, err := decode[LossRecord](kv)
+	return rec, err == nil
+}
 
 // Losses lists the last loss of every node that was ever lost.
 func Losses(snap Snapshot) []LossRecord {

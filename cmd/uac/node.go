@@ -354,17 +354,34 @@ func runNodeOrder(ctx context.Context, a *app, o nodeOrder) error {
 		method: http.MethodPost, path: pathOf("nodes", o.node, o.verb), query: because(o.why), body: o.body, once: true,
 	}, &result)
 	if o.ends {
+		lost := false
 		err = settle(ctx, c, err, func(ctx context.Context) (bool, error) {
 			var now api.Node
 			err := c.get(ctx, pathOf("nodes", o.node), nil, &now)
 			result.Message = "the node is gone"
+			if err == nil && mayLive(before, now) {
+				lost = true
+				return false, errUnknown
+			}
 			return now.Epoch != before.Epoch, err
 		})
+		if lost {
+			err = fail(exitUnreachable, "%s was declared lost and may live: it is not known whether it obeyed, or will", o.node)
+		}
 	}
 	if err != nil {
 		return err
 	}
 	return told(a, result, "%s: %s", o.node, orText(result.Message, "done"))
+}
+
+// mayLive reports whether the session that a node had before is over and its
+// process may live nevertheless.
+func mayLive(before, now api.Node) bool {
+	if now.Epoch != before.Epoch && now.Epoch != 0 {
+		return now.Started.Equal(before.Started) // in another session
+	}
+	return now.Epoch == 0 && now.LostEpoch >= before.Epoch && before.Epoch != 0
 }
 
 func orText(text, otherwise string) string {

@@ -588,6 +588,35 @@ func TestOrderOutlivesItsServer(t *testing.T) {
 	}
 }
 
+// frozen is a backend whose node stands still while it is given an order: it is
+// declared lost, and nobody answers.
+type frozen struct {
+	*apitest.Backend
+	lost func(*api.Node)
+}
+
+func (b frozen) Order(context.Context, api.Actor, string, string, map[string]string) (string, error) {
+	b.Update(func(s *apitest.State) { b.lost(&s.Nodes[0]) })
+	panic(http.ErrAbortHandler)
+}
+
+// A node that was declared lost may live: that it is gone is no sign that it obeyed.
+func TestOrderToANodeThatIsDeclaredLost(t *testing.T) {
+	for name, lost := range map[string]func(*api.Node){
+		"still away": func(n *api.Node) { n.LostEpoch, n.Mode, n.Epoch = n.Epoch, roles.ModeOffline, 0 },
+		"back":       func(n *api.Node) { n.LostEpoch, n.Epoch = n.Epoch, n.Epoch+1 },
+	} {
+		for _, args := range []string{"node stop c1", "node restart c1", "node abort c1 --yes"} {
+			b := apitest.New(sampleState())
+			c := &cluster{Backend: b, vars: clientVars(t, serveAPI(t, frozen{b, lost}), serveAPI(t, b))}
+			want := result{code: exitUnreachable, stderr: "error: c1 was declared lost and may live: it is not known whether it obeyed, or will\n"}
+			if got := c.run(t, strings.Fields(args)...); got != want {
+				t.Errorf("%s, %s: %+v", args, name, got)
+			}
+		}
+	}
+}
+
 func TestCompletionOfNames(t *testing.T) {
 	c := newCluster(t, sampleState())
 	for _, tt := range []struct{ args, want string }{

@@ -62,7 +62,7 @@ func (c *Controller) nodeView(n coord.NodeStatus, requests int) api.Node {
 		Name: n.Name, Role: roles.Role(n.Role), Mode: roles.Mode(n.Mode),
 		Paused: n.Paused, Preferred: n.Preferred, Host: n.Host, IP: n.IP, API: n.API,
 		Version: n.Version, Started: n.Started, LastSeen: n.Heard,
-		Epoch: n.Epoch, Term: n.Term, Requests: requests,
+		Epoch: n.Epoch, Term: n.Term, LostEpoch: n.Lost, Requests: requests,
 		Failover: api.Failover{Ready: n.Unready == "", Why: n.Unready, Successor: n.Successor},
 	}
 	if n.Name == c.cfg.Name {
@@ -154,7 +154,7 @@ func (c *Controller) Order(ctx context.Context, a api.Actor, node, verb string, 
 		ID: newID(), Node: node, Verb: verb, Args: args, By: a.Name, Why: a.Why, At: time.Now().UTC(),
 	}, c.audit(a, "node."+verb, node, args))
 	switch {
-	case errors.Is(err, coord.ErrOrderLost) && verb != verbDrain && verb != verbSwitchover:
+	case errors.Is(err, coord.ErrEnded) && verb != verbDrain && verb != verbSwitchover:
 		return "the node is gone", nil // what was wanted
 	case err != nil:
 		return "", orderError(err)

@@ -38,6 +38,9 @@ type Node struct {
 	// Epoch of its session, 0 without one; Term is the epoch of its term.
 	Epoch int64 `json:"epoch"`
 	Term  int64 `json:"term,omitempty"`
+	// LostEpoch is that of its session that was declared lost last although its process
+	// may live, 0 if there is none.
+	LostEpoch int64 `json:"lost_epoch,omitempty"`
 	// Requests that it owns and that are not final.
 	Requests int `json:"requests"`
 	// Held says who stopped it without fail-over, empty if nobody did.
