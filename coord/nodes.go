@@ -100,6 +100,12 @@ func (m *Member) unready(snap Snapshot, st NodeStatus) (why, successor string) {
 	if st.Name != m.cfg.Name && m.cfg.Failover == FailoverConfirm && m.mesh.Suspected(st.Name, st.Epoch) {
 		return "it does not answer, and failover is set to confirm: uac node confirm-lost " + st.Name, ""
 	}
+	switch {
+	case st.Heard.IsZero():
+		return m.cfg.Name + " has not heard from it yet", ""
+	case st.Silent: // its fail-over is under way, or nobody can decide it
+		return fmt.Sprintf("it does not answer; last heard %v ago", time.Since(st.Heard).Truncate(time.Second)), ""
+	}
 	voters := m.Voters()
 	left := 0
 	for _, v := range voters {

@@ -34,7 +34,8 @@ func sampleState() apitest.State {
 	c1.Term, c1.Requests, c1.Failover = 9, 2, api.Failover{Ready: true, Successor: "c2"}
 	c2.Paused, c2.Preferred, c2.Failover = true, true, api.Failover{Why: "only 2 of 4 members would be left"}
 	c3.Held = "stopped without fail-over by alice"
-	w1 := api.Node{Name: "w1", Role: roles.RoleWatch, Mode: roles.ModePassive, Host: "w1.example.com", Started: start, Epoch: 5}
+	w1 := api.Node{Name: "w1", Role: roles.RoleWatch, Mode: roles.ModePassive, Host: "w1.example.com", Started: start, Epoch: 5,
+		Silent: true, Failover: api.Failover{Why: "it does not answer; last heard 37s ago"}}
 	r1 := node("r1", roles.ModePassive, 0)
 	r1.Role, r1.Relay = roles.RoleRelay, &api.RelayState{Controllers: []string{"c1", "c2"}, Links: 12, RoundTrip: &api.RoundTrip{MinMicros: 310, MedianMicros: 420, MaxMicros: 10_500, Samples: 30}}
 	zero, three := 0, 3

@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -61,7 +60,7 @@ func (c *Controller) nodeView(n coord.NodeStatus, requests int) api.Node {
 	v := api.Node{
 		Name: n.Name, Role: roles.Role(n.Role), Mode: roles.Mode(n.Mode),
 		Paused: n.Paused, Preferred: n.Preferred, Host: n.Host, IP: n.IP, API: n.API,
-		Version: n.Version, Started: n.Started, LastSeen: n.Heard,
+		Version: n.Version, Started: n.Started, LastSeen: n.Heard, Silent: n.Silent,
 		Epoch: n.Epoch, Term: n.Term, LostEpoch: n.Lost, Requests: requests,
 		Failover: api.Failover{Ready: n.Unready == "", Why: n.Unready, Successor: n.Successor},
 	}
@@ -119,8 +118,7 @@ func (c *Controller) Switchover(ctx context.Context, a api.Actor, to string) (st
 	for _, n := range c.member.Nodes() {
 		switch {
 		case n.Mode == coord.ModeActive && n.Silent:
-			why := cmp.Or(n.Unready, "it does not answer, and its fail-over is under way")
-			return "", fmt.Errorf("%w: %s is Active: %s", api.ErrConflict, n.Name, why)
+			return "", fmt.Errorf("%w: %s is Active: %s", api.ErrConflict, n.Name, n.Unready)
 		case n.Mode == coord.ModeActive:
 			return c.Order(ctx, a, n.Name, verbSwitchover, map[string]string{"to": to})
 		case n.Held != nil && to != "":
