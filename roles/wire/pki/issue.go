@@ -30,6 +30,9 @@ func (a *Authority) IssueNode(dir string, spec NodeSpec) error {
 	}
 	if spec.Role != Controller {
 		if err := noCAKeys(dir); err != nil {
+			if key := leafKeyFile(dir, Nodes); exists(key) { // a controller's
+				return &fs.PathError{Op: "create", Path: key, Err: fs.ErrExist}
+			}
 			return err
 		}
 	}
@@ -67,6 +70,11 @@ func (a *Authority) IssueNode(dir string, spec NodeSpec) error {
 			newFile{path: leafCertFile(dir, ca), data: chain, perm: certPerm})
 	}
 	return createAll(files)
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // RenewNodes renews the certificates in node directories that are due, expired ones
