@@ -27,6 +27,8 @@ type agreement struct {
 	Voters []string
 	// Evidence of each of them in words.
 	Evidence string
+	// Ended tells that this member knows that the process is dead.
+	Ended bool
 }
 
 // ballots is the asking side: the questions of one member and the answers. It
@@ -152,7 +154,7 @@ func (b *ballots) agreed(now time.Time, suspect string, epoch int64, own evidenc
 	for i, n := range names {
 		words[i] = n + ": " + why[n]
 	}
-	return agreement{Voters: names, Evidence: strings.Join(words, "; ")}, true
+	return agreement{Voters: names, Evidence: strings.Join(words, "; "), Ended: own&evDead != 0}, true
 }
 
 // booth is the voting side: the questions that others have put to this member.

@@ -110,7 +110,7 @@ func TestAgreementNamesEvidence(t *testing.T) {
 	b.ask(at(0), "c1", 10)
 	b.vote("w1", &voteMsg{Suspect: "c1", Epoch: 10, Number: 1, Yes: true, Evidence: "new run"})
 	got, _ := b.agreed(at(0), "c1", 10, evRefused, []string{"c1", "c2", "w1"})
-	want := agreement{Voters: []string{"c2", "w1"}, Evidence: "c2: refused; w1: new run"}
+	want := agreement{Voters: []string{"c2", "w1"}, Evidence: "c2: refused; w1: new run", Ended: true}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}

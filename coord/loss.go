@@ -143,7 +143,7 @@ func (s *Session) lossTx(snap Snapshot, sus suspect, a agreement) (lossTx, error
 	held := active.Mod != 0 && rec.Node == sus.node && rec.Epoch == sus.epoch
 	tx := lossTx{record: LossRecord{
 		Node: sus.node, Epoch: sus.epoch, Decider: me,
-		Evidence: a.Evidence, Agreed: a.Voters, WasActive: held, At: time.Now().UTC(),
+		Evidence: a.Evidence, Ended: a.Ended, Agreed: a.Voters, WasActive: held, At: time.Now().UTC(),
 	}}
 	tx.cmps = []clientv3.Cmp{
 		ModIs(sessionKey(me), s.epoch).cmp(),
@@ -184,9 +184,9 @@ func (s *Session) lossTx(snap Snapshot, sus suspect, a agreement) (lossTx, error
 // lossShown acts on a decision that the view shows, if it was ours after all: the
 // answer to an attempt is easily lost while raft elects a leader.
 func (s *Session) lossShown(snap Snapshot, sus suspect) {
-	kv, ok := snap.Get(lossKey(sus.node))
-	if rec, err := decode[LossRecord](kv); ok && err == nil && rec.Epoch == sus.epoch && rec.Decider == s.m.cfg.Name {
-		s.lossDecided(rec, kv.Mod)
+	rec, ok := lossIn(snap, sus.node)
+	if ok && rec.Epoch == sus.epoch && rec.Decider == s.m.cfg.Name {
+		s.lossDecided(rec, snap.mod(lossKey(sus.node)))
 	}
 }
 

@@ -21,6 +21,9 @@ type NodeStatus struct {
 	// is over.
 	Heard  time.Time
 	Silent bool
+	// Lost is the session that was declared lost last while its process may have
+	// lived on, 0 if there is none.
+	Lost int64
 	// Unready says why an automatic fail-over would not work if the node died
 	// now; empty if it would. Successor would take over from the Active.
 	Unready   string
@@ -42,6 +45,9 @@ func (m *Member) Nodes() []NodeStatus {
 			if h, err := decode[HoldRecord](kv); err == nil {
 				st.Held = &h
 			}
+		}
+		if loss, ok := lossIn(snap, rec.Name); ok && !loss.Ended {
+			st.Lost = loss.Epoch
 		}
 		if st.Epoch != 0 && st.Held == nil {
 			st.Mode = ModePassive
@@ -93,6 +99,12 @@ func (m *Member) unready(snap Snapshot, st NodeStatus) (why, successor string) {
 	}
 	if st.Name != m.cfg.Name && m.cfg.Failover == FailoverConfirm && m.mesh.Suspected(st.Name, st.Epoch) {
 		return "it does not answer, and failover is set to confirm: uac node confirm-lost " + st.Name, ""
+	}
+	switch {
+	case st.Heard.IsZero():
+		return m.cfg.Name + " has not heard from it yet", ""
+	case st.Silent: // its fail-over is under way, or nobody can decide it
+		return fmt.Sprintf("it does not answer; last heard %v ago", time.Since(st.Heard).Truncate(time.Second)), ""
 	}
 	voters := m.Voters()
 	left := 0
@@ -336,6 +348,16 @@ func SessionsOf(snap Snapshot) func(yield func(string) bool) {
 
 // IsLossKey reports whether key is the record of a loss.
 func IsLossKey(key string) bool { return leaf(key, prefixLosses) != "" }
+
+// lossIn returns the last decision that a session of the node is lost.
+func lossIn(snap Snapshot, node string) (LossRecord, bool) {
+	kv, ok := snap.Get(lossKey(node))
+	if !ok {
+		return LossRecord{}, false
+	}
+	rec, err := decode[LossRecord](kv)
+	return rec, err == nil
+}
 
 // Losses lists the last loss of every node that was ever lost.
 func Losses(snap Snapshot) []LossRecord {

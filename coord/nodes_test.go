@@ -67,6 +67,24 @@ func TestNodes(t *testing.T) {
 	}
 }
 
+// A node that does not answer is shown so before it can be declared lost.
+func TestSilentNode(t *testing.T) {
+	t.Parallel()
+	c := start(t, 2, 1)
+	active := awaitActive(c, "w1", "c1", "c2")
+	m := c.Node(active).Member
+	node := func() coord.NodeStatus {
+		nodes := m.Nodes()
+		return nodes[slices.IndexFunc(nodes, func(n coord.NodeStatus) bool { return n.Name == other(active) })]
+	}
+	until(t, "it is heard and ready", func() bool { return !node().Heard.IsZero() && node().Unready == "" })
+	c.Kill("w1", other(active)) // nobody is left to agree
+	until(t, "it is silent", func() bool { return node().Silent })
+	if n := node(); n.Mode != coord.ModePassive || !strings.Contains(n.Unready, "last heard") {
+		t.Errorf("%+v", n)
+	}
+}
+
 func TestKeysThatMatterToOthers(t *testing.T) {
 	t.Parallel()
 	for key, want := range map[string][2]bool{ // session, loss

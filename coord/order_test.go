@@ -96,14 +96,16 @@ func TestOrders(t *testing.T) {
 		t.Error("no audit")
 	}
 
-	// The node leaves before it answers.
+	// The node is declared lost before it answers, and lives.
 	lost := make(chan error, 1)
 	go func() {
 		_, err := give("30", "block")
 		lost <- err
 	}()
 	<-blocked
-	if _, err := client(t, c.Node("c1").Member).Delete(t.Context(), "sessions/w1"); err != nil {
+	loss := fmt.Sprintf(`{"node": "w1", "epoch": %d, "evidence": "c1: silence"}`, watch.Epoch())
+	if _, err := client(t, c.Node("c1").Member).Txn(t.Context()).Then(
+		clientv3.OpDelete("sessions/w1"), clientv3.OpPut("losses/w1", loss)).Commit(); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-lost; !errors.Is(err, coord.ErrOrderLost) {
@@ -138,5 +140,30 @@ func TestOrders(t *testing.T) {
 	})
 	if _, err := s.Order(t.Context(), coord.Order{ID: "41", Node: "c2"}); !errors.Is(err, coord.ErrOffline) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// The end of a process is told from the loss of a session.
+func TestOrderToANodeThatEnds(t *testing.T) {
+	t.Parallel()
+	c := start(t, 2, 1)
+	s := c.Node("c1").Session()
+	for name, end := range map[string]func(){
+		"goodbye": func() { c.Stop(nil, "w1") },
+		"crash":   func() { c.Kill("w1") },
+	} {
+		watch := c.Node("w1").Session()
+		c.Await("c1", "the watch", func(snap coord.Snapshot) bool { return coord.SessionEpoch(snap, "w1") == watch.Epoch() })
+		ended := make(chan error, 1)
+		go func() {
+			_, err := s.Order(t.Context(), coord.Order{ID: name, Node: "w1", Verb: "stop"})
+			ended <- err
+		}()
+		c.Await("c1", "the order", func(snap coord.Snapshot) bool { return has(snap, "orders/w1/"+name) })
+		end()
+		if err := <-ended; !errors.Is(err, coord.ErrEnded) {
+			t.Errorf("%s: got %v", name, err)
+		}
+		c.Run("w1").SessionAfter(watch.Epoch())
 	}
 }

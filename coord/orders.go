@@ -30,9 +30,13 @@ type Order struct {
 // ErrOffline is returned for an order to a node that is not there to obey.
 var ErrOffline = errors.New("node is offline")
 
-// ErrOrderLost is returned when the node that an order was for left before it
+// ErrEnded is returned when the process that an order was for ended before it
 // answered: the order may or may not have been carried out.
-var ErrOrderLost = errors.New("the node left before it answered")
+var ErrEnded = errors.New("the node ended before it answered")
+
+// ErrOrderLost is returned when the node that an order was for was declared lost
+// before it answered and may live: it may even obey later.
+var ErrOrderLost = errors.New("the node was declared lost before it answered and may live: it is not known whether it obeyed, or will")
 
 func orderKey(node, id string) string { return prefixOrders + node + "/" + id }
 
@@ -76,6 +80,9 @@ func (s *Session) Order(ctx context.Context, o Order, with ...Write) (Order, err
 			}
 		}
 		if !ok || snap.mod(kv.Key) != kv.Mod || snap.mod(hold) != 0 {
+			if ended(snap, kv) {
+				return o, ErrEnded
+			}
 			return o, ErrOrderLost
 		}
 		select {
@@ -84,6 +91,25 @@ func (s *Session) Order(ctx context.Context, o Order, with ...Write) (Order, err
 			return o, fmt.Errorf("wait for %s: %w", o.Node, ctx.Err())
 		}
 	}
+}
+
+// ended reports whether the process of a session that is over is known to have
+// ended: it said goodbye, another took its place, or its death was seen.
+func ended(snap Snapshot, session KV) bool {
+	node := leaf(session.Key, prefixSessions)
+	if now, ok := snap.Get(session.Key); ok && now.Mod != session.Mod {
+		was, errWas := decode[SessionRecord](session)
+		is, errIs := decode[SessionRecord](now)
+		return errWas == nil && errIs == nil && was.Run != is.Run
+	}
+	loss, ok := lossIn(snap, node)
+	switch {
+	case !ok || loss.Epoch < session.Mod:
+		return true // nobody else ended it
+	case loss.Epoch > session.Mod:
+		return false // of a later session, so this one is anybody's guess
+	}
+	return loss.Ended
 }
 
 // ServeOrders carries out the orders for this node, one after the other, until

@@ -88,10 +88,13 @@ type ConfirmRecord struct {
 // LossRecord is the value of losses/<node>: the last decision that the node's
 // session is lost.
 type LossRecord struct {
-	Node      string    `json:"node"`
-	Epoch     int64     `json:"epoch"`
-	Decider   string    `json:"decider"`
-	Evidence  string    `json:"evidence"`
+	Node     string `json:"node"`
+	Epoch    int64  `json:"epoch"`
+	Decider  string `json:"decider"`
+	Evidence string `json:"evidence"`
+	// Ended tells that the evidence proves the end of the process. Without, it may
+	// live.
+	Ended     bool      `json:"ended,omitempty"`
 	Agreed    []string  `json:"agreed"`
 	WasActive bool      `json:"was_active"`
 	Successor string    `json:"successor,omitempty"`

@@ -58,12 +58,17 @@ func runAgent(ctx context.Context, d daemonDeps) error {
 			return nil, errors.Join(errs...)
 		})
 	})
-	err = g.Wait()
+	return agentError(g.Wait())
+}
+
+// agentError gives errors of an agent their exit code: what another start does not
+// mend is a thing for an operator.
+func agentError(err error) error {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return nil
-	case errors.Is(err, agent.ErrDamaged):
-		return usageError("%w", err) // starting again does not help
+	case errors.Is(err, agent.ErrDamaged), errors.Is(err, agent.ErrInUse):
+		return usageError("%w", err)
 	}
 	return err
 }

@@ -34,7 +34,7 @@ func runController(ctx context.Context, d daemonDeps) error {
 	if err != nil {
 		return usageError("certificates: %w", err)
 	}
-	if _, err := authority.RenewNode(cfg.PKI.Dir, false); err != nil {
+	if _, err := authority.RenewNodes(false, cfg.PKI.Dir); err != nil {
 		return usageError("certificates: %w", err)
 	}
 	if _, err := authority.EnsureAPI(cfg.PKI.Dir, apiHosts(d)); err != nil {

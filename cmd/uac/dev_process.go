@@ -260,6 +260,10 @@ func (s *devSupervisor) start(ctx context.Context, name string) error {
 		forked <- withTimerSlack(slackOf(n.Role), func() error { return startIn(n.namespace, cmd) })
 	}
 	if err := <-forked; err != nil {
+		// Of a missing working directory fork/exec says that the program is missing.
+		if _, dirErr := os.Stat(n.DataDir); dirErr != nil {
+			err = fmt.Errorf("its data directory: %w", dirErr)
+		}
 		return fmt.Errorf("start %s: %w", name, err)
 	}
 	node.PID = cmd.Process.Pid

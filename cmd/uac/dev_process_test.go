@@ -36,6 +36,22 @@ func TestKilledNodeStartsAgainAtOnce(t *testing.T) {
 	}
 }
 
+// A start that fails for want of the data directory does not blame the program.
+func TestStartWithoutADataDirectory(t *testing.T) {
+	dir := t.TempDir()
+	missing := filepath.Join(dir, "gone")
+	s := &devSupervisor{
+		program: "/bin/true", events: io.Discard, untold: true, procs: map[string]*devProcess{}, fork: make(chan func()),
+		cluster: &devCluster{dir: dir, Nodes: []devNode{{Name: "n1", DataDir: missing, Log: filepath.Join(dir, "log")}}},
+	}
+	go forkThread(s.fork)
+	defer close(s.fork)
+	err := s.start(t.Context(), "n1")
+	if want := "start n1: its data directory: stat " + missing + ": no such file or directory"; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
 func TestTimerSlack(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

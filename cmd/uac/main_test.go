@@ -17,6 +17,7 @@ import (
 
 	"uac/config"
 	"uac/roles"
+	"uac/roles/agent"
 )
 
 // result is what one run of the program left behind.
@@ -281,6 +282,23 @@ func TestDaemon(t *testing.T) {
 		r := execute(t, roots(tt.err), nil, "--role=controller", "--config", file)
 		if r.code != tt.want || !strings.Contains(r.stderr, "controller c1: "+tt.err.Error()) {
 			t.Errorf("%v: %+v", tt.err, r)
+		}
+	}
+}
+
+// What an agent meets that another start does not mend is for an operator.
+func TestAgentErrors(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		want exitCode
+	}{
+		{fmt.Errorf("run: %w", context.Canceled), exitDone},
+		{fmt.Errorf("%w: /d", agent.ErrInUse), exitUsage},
+		{fmt.Errorf("/d: %w", agent.ErrDamaged), exitUsage},
+		{errors.New("disk on fire"), exitFailed},
+	} {
+		if got := codeOf(agentError(tt.err)); got != tt.want {
+			t.Errorf("%v: exit code %d, want %d", tt.err, got, tt.want)
 		}
 	}
 }

@@ -87,7 +87,7 @@ func runNodeList(ctx context.Context, a *app, stale bool) error {
 	return printList(a, nodes,
 		column[api.Node]{title: "NAME", cell: func(n api.Node) string { return n.Name }},
 		column[api.Node]{title: "ROLE", cell: func(n api.Node) string { return string(n.Role) }},
-		column[api.Node]{title: "MODE", cell: nodeMode, color: func(n api.Node) color { return modeColor(n.Mode) }},
+		column[api.Node]{title: "MODE", cell: nodeMode, color: nodeColor},
 		column[api.Node]{title: "HOST", cell: func(n api.Node) string { return n.Host }},
 		column[api.Node]{title: "IP", wide: true, cell: func(n api.Node) string { return n.IP }},
 		column[api.Node]{title: "API", wide: true, cell: func(n api.Node) string { return n.API }},
@@ -157,14 +157,19 @@ func nodeMode(n api.Node) string {
 	if n.Held != "" {
 		parts = append(parts, "held")
 	}
+	if n.Silent {
+		parts = append(parts, "silent")
+	}
 	return strings.Join(parts, ",")
 }
 
-func modeColor(m roles.Mode) color {
-	switch m {
-	case roles.ModeActive:
+func nodeColor(n api.Node) color {
+	switch {
+	case n.Silent:
+		return yellow
+	case n.Mode == roles.ModeActive:
 		return green
-	case roles.ModeOffline:
+	case n.Mode == roles.ModeOffline:
 		return red
 	default:
 		return plain
@@ -207,10 +212,15 @@ func runNodeShow(ctx context.Context, a *app, name string, stale bool) error {
 		return err
 	}
 	return printObject(a, n, func(w io.Writer, p paint) error {
+		silent := ""
+		if n.Silent {
+			silent = "it does not answer"
+		}
 		fields := []field{
 			{"name", n.Name, plain},
 			{"role", string(n.Role), plain},
-			{"mode", string(n.Mode), modeColor(n.Mode)},
+			{"mode", string(n.Mode), nodeColor(n)},
+			{"silent", silent, yellow},
 			{"paused", yesNo(n.Paused), plain},
 			{"preferred", yesNo(n.Preferred), plain},
 			{"held", n.Held, yellow},
@@ -354,17 +364,34 @@ func runNodeOrder(ctx context.Context, a *app, o nodeOrder) error {
 		method: http.MethodPost, path: pathOf("nodes", o.node, o.verb), query: because(o.why), body: o.body, once: true,
 	}, &result)
 	if o.ends {
+		lost := false
 		err = settle(ctx, c, err, func(ctx context.Context) (bool, error) {
 			var now api.Node
 			err := c.get(ctx, pathOf("nodes", o.node), nil, &now)
 			result.Message = "the node is gone"
+			if err == nil && mayLive(before, now) {
+				lost = true
+				return false, errUnknown
+			}
 			return now.Epoch != before.Epoch, err
 		})
+		if lost {
+			err = fail(exitUnreachable, "%s was declared lost and may live: it is not known whether it obeyed, or will", o.node)
+		}
 	}
 	if err != nil {
 		return err
 	}
 	return told(a, result, "%s: %s", o.node, orText(result.Message, "done"))
+}
+
+// mayLive reports whether the session that a node had before is over and its
+// process may live nevertheless.
+func mayLive(before, now api.Node) bool {
+	if now.Epoch != before.Epoch && now.Epoch != 0 {
+		return now.Started.Equal(before.Started) // in another session
+	}
+	return now.Epoch == 0 && now.LostEpoch >= before.Epoch && before.Epoch != 0
 }
 
 func orText(text, otherwise string) string {

@@ -261,22 +261,14 @@ func runPKIRenew(a *app, dir string, nodes []string, all bool, days int) error {
 		return err
 	}
 	authority.Lifetime = time.Duration(days) * 24 * time.Hour
-	renewed := []pki.Info{}
-	for _, node := range nodes {
-		infos, nodeErr := authority.RenewNode(node, all)
-		renewed = append(renewed, infos...)
-		if errors.Is(nodeErr, fs.ErrNotExist) {
-			nodeErr = usageError("%s is not the directory of a node: %w", node, nodeErr)
-		}
-		if nodeErr != nil {
-			err = nodeErr
-			break
-		}
+	renewed, err := authority.RenewNodes(all, nodes...)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = usageError("%w", err)
 	}
 	if err == nil && len(renewed) == 0 {
 		fmt.Fprintln(a.stderr, "nothing is due for renewal")
 	}
-	if printErr := printCertificates(a, renewed); err == nil {
+	if printErr := printCertificates(a, append([]pki.Info{}, renewed...)); err == nil {
 		err = printErr
 	}
 	return err

@@ -184,6 +184,7 @@ func TestPKIRefusals(t *testing.T) {
 	t.Chdir(t.TempDir())
 	mustPKI(t, "init", "--cluster", "prod")
 	mustPKI(t, "issue", "--role", "agent", "--name", "a1")
+	mustPKI(t, "issue", "--role", "controller", "--name", "c1")
 	mustPKI(t, "init", "--cluster", "other", "--dir", "other")
 	mustPKI(t, "issue", "--dir", "other", "--role", "agent", "--name", "b1")
 	if err := os.MkdirAll("token", 0o700); err != nil {
@@ -221,6 +222,8 @@ func TestPKIRefusals(t *testing.T) {
 		{"init --cluster a.b", exitUsage, "a.b"},
 		{"init --cluster x extra", exitUsage, "extra"},
 		{"issue --role agent --name a1", exitConflict, "a1/node.key"},
+		{"issue --role agent --name c1", exitConflict, "c1/node.key: file already exists; nothing is overwritten"},
+		{"issue --role watch --name c1", exitConflict, "c1/node.key"},
 		{"issue --role watch --name w1 pki", exitFailed, "controllers only"},
 		{"issue --role agent --name a2 --dir other a1", exitFailed, "another cluster"},
 		{"issue --role agent", exitUsage, "--name"},
@@ -230,6 +233,8 @@ func TestPKIRefusals(t *testing.T) {
 		{"issue --role agent --name ../a2", exitUsage, "../a2"},
 		{"issue --role agent --name a2 --host a2.example.com", exitUsage, "no API"},
 		{"issue --role relay --name r1 --host *.example.com", exitUsage, "*.example.com"},
+		{"issue --role relay --name r1 --host 10.0.0.999", exitUsage, "10.0.0.999"},
+		{"issue --role relay --name r1 --host 10.0.0.1.", exitUsage, "10.0.0.1."},
 		{"issue --role relay --name r1 --host c1.member.uac", exitUsage, "c1.member.uac"},
 		{"issue --role agent --name a2 --days 0", exitUsage, "--days"},
 		{"issue --role agent --name a2 --days 99999", exitUsage, "--days"},

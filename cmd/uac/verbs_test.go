@@ -34,7 +34,8 @@ func sampleState() apitest.State {
 	c1.Term, c1.Requests, c1.Failover = 9, 2, api.Failover{Ready: true, Successor: "c2"}
 	c2.Paused, c2.Preferred, c2.Failover = true, true, api.Failover{Why: "only 2 of 4 members would be left"}
 	c3.Held = "stopped without fail-over by alice"
-	w1 := api.Node{Name: "w1", Role: roles.RoleWatch, Mode: roles.ModePassive, Host: "w1.example.com", Started: start, Epoch: 5}
+	w1 := api.Node{Name: "w1", Role: roles.RoleWatch, Mode: roles.ModePassive, Host: "w1.example.com", Started: start, Epoch: 5,
+		Silent: true, Failover: api.Failover{Why: "it does not answer; last heard 37s ago"}}
 	r1 := node("r1", roles.ModePassive, 0)
 	r1.Role, r1.Relay = roles.RoleRelay, &api.RelayState{Controllers: []string{"c1", "c2"}, Links: 12, RoundTrip: &api.RoundTrip{MinMicros: 310, MedianMicros: 420, MaxMicros: 10_500, Samples: 30}}
 	zero, three := 0, 3
@@ -584,6 +585,35 @@ func TestOrderOutlivesItsServer(t *testing.T) {
 		}
 		if calls := b.Calls(); len(calls) != 1 {
 			t.Errorf("%s: %q", args, calls)
+		}
+	}
+}
+
+// frozen is a backend whose node stands still while it is given an order: it is
+// declared lost, and nobody answers.
+type frozen struct {
+	*apitest.Backend
+	lost func(*api.Node)
+}
+
+func (b frozen) Order(context.Context, api.Actor, string, string, map[string]string) (string, error) {
+	b.Update(func(s *apitest.State) { b.lost(&s.Nodes[0]) })
+	panic(http.ErrAbortHandler)
+}
+
+// A node that was declared lost may live: that it is gone is no sign that it obeyed.
+func TestOrderToANodeThatIsDeclaredLost(t *testing.T) {
+	for name, lost := range map[string]func(*api.Node){
+		"still away": func(n *api.Node) { n.LostEpoch, n.Mode, n.Epoch = n.Epoch, roles.ModeOffline, 0 },
+		"back":       func(n *api.Node) { n.LostEpoch, n.Epoch = n.Epoch, n.Epoch+1 },
+	} {
+		for _, args := range []string{"node stop c1", "node restart c1", "node abort c1 --yes"} {
+			b := apitest.New(sampleState())
+			c := &cluster{Backend: b, vars: clientVars(t, serveAPI(t, frozen{b, lost}), serveAPI(t, b))}
+			want := result{code: exitUnreachable, stderr: "error: c1 was declared lost and may live: it is not known whether it obeyed, or will\n"}
+			if got := c.run(t, strings.Fields(args)...); got != want {
+				t.Errorf("%s, %s: %+v", args, name, got)
+			}
 		}
 	}
 }

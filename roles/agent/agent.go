@@ -104,6 +104,9 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 // the first controller has welcomed the agent.
 func (a *Agent) Ready() <-chan struct{} { return a.ready }
 
+// ErrInUse is returned by Run when another process has the data directory.
+var ErrInUse = errors.New("the data directory is in use by another process")
+
 // Run works until ctx ends, and returns when everything that it started has ended,
 // except the attempts: those go on, and the next Run finds them. It may be called
 // once. An error means that the agent cannot go on: its directory is in use or
@@ -111,13 +114,13 @@ func (a *Agent) Ready() <-chan struct{} { return a.ready }
 func (a *Agent) Run(ctx context.Context) error {
 	unlock, err := a.open(ctx)
 	if errors.Is(err, ErrDamaged) {
-		return fmt.Errorf("agent: %w; nothing was changed, and steps that run go on. "+
+		return fmt.Errorf("%w; nothing was changed, and steps that run go on. "+
 			"Make sure that none of them runs any more, move %s away as a whole and start again: "+
 			"what was out here is in doubt then, and waits for uac request resolve "+
 			"(docs/operations/agents.md, \"A damaged journal\")", err, a.cfg.DataDir)
 	}
 	if err != nil {
-		return fmt.Errorf("agent: %w", err)
+		return err
 	}
 	defer unlock()
 
@@ -157,7 +160,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.noteContact(true)
 	a.mu.Unlock()
 	if cause := context.Cause(ctx); outer.Err() == nil && cause != nil {
-		return fmt.Errorf("agent: %w", cause)
+		return cause
 	}
 	return nil
 }
@@ -185,8 +188,11 @@ func (a *Agent) open(ctx context.Context) (unlock func(), err error) {
 			lock.Close()
 		}
 	}()
-	if err := lockFile(ctx, lock); err != nil {
-		return nil, fmt.Errorf("%s is in use by another agent: %w", a.cfg.DataDir, err)
+	switch err := lockFile(ctx, lock); {
+	case errors.Is(err, syscall.EWOULDBLOCK):
+		return nil, fmt.Errorf("%w: %s", ErrInUse, a.cfg.DataDir)
+	case err != nil:
+		return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
 	}
 	if a.boot, err = bootID(); err != nil {
 		return nil, err

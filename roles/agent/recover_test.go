@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -203,7 +204,7 @@ func TestDirectoryHasOneAgent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := other.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "in use") {
+	if err := other.Run(t.Context()); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), cfg.DataDir) {
 		t.Errorf("a second agent in one directory: %v", err)
 	}
 }

@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -61,8 +60,8 @@ func (c *Controller) nodeView(n coord.NodeStatus, requests int) api.Node {
 	v := api.Node{
 		Name: n.Name, Role: roles.Role(n.Role), Mode: roles.Mode(n.Mode),
 		Paused: n.Paused, Preferred: n.Preferred, Host: n.Host, IP: n.IP, API: n.API,
-		Version: n.Version, Started: n.Started, LastSeen: n.Heard,
-		Epoch: n.Epoch, Term: n.Term, Requests: requests,
+		Version: n.Version, Started: n.Started, LastSeen: n.Heard, Silent: n.Silent,
+		Epoch: n.Epoch, Term: n.Term, LostEpoch: n.Lost, Requests: requests,
 		Failover: api.Failover{Ready: n.Unready == "", Why: n.Unready, Successor: n.Successor},
 	}
 	if n.Name == c.cfg.Name {
@@ -119,8 +118,7 @@ func (c *Controller) Switchover(ctx context.Context, a api.Actor, to string) (st
 	for _, n := range c.member.Nodes() {
 		switch {
 		case n.Mode == coord.ModeActive && n.Silent:
-			why := cmp.Or(n.Unready, "it does not answer, and its fail-over is under way")
-			return "", fmt.Errorf("%w: %s is Active: %s", api.ErrConflict, n.Name, why)
+			return "", fmt.Errorf("%w: %s is Active: %s", api.ErrConflict, n.Name, n.Unready)
 		case n.Mode == coord.ModeActive:
 			return c.Order(ctx, a, n.Name, verbSwitchover, map[string]string{"to": to})
 		case n.Held != nil && to != "":
@@ -154,7 +152,7 @@ func (c *Controller) Order(ctx context.Context, a api.Actor, node, verb string, 
 		ID: newID(), Node: node, Verb: verb, Args: args, By: a.Name, Why: a.Why, At: time.Now().UTC(),
 	}, c.audit(a, "node."+verb, node, args))
 	switch {
-	case errors.Is(err, coord.ErrOrderLost) && verb != verbDrain && verb != verbSwitchover:
+	case errors.Is(err, coord.ErrEnded) && verb != verbDrain && verb != verbSwitchover:
 		return "the node is gone", nil // what was wanted
 	case err != nil:
 		return "", orderError(err)

@@ -33,11 +33,17 @@ type Node struct {
 	Started   time.Time  `json:"started,omitzero"`
 	// LastSeen is when the answering node last heard of it, by its own clock.
 	LastSeen time.Time `json:"last_seen,omitzero"`
+	// Silent tells that the answering node has evidence that it is gone; until the others
+	// agree, its mode stays what it was.
+	Silent bool `json:"silent,omitempty"`
 	// UptimeSeconds is measured by the node itself, or by its start time.
 	UptimeSeconds int64 `json:"uptime_seconds"`
 	// Epoch of its session, 0 without one; Term is the epoch of its term.
 	Epoch int64 `json:"epoch"`
 	Term  int64 `json:"term,omitempty"`
+	// LostEpoch is that of its session that was declared lost last although its process
+	// may live, 0 if there is none.
+	LostEpoch int64 `json:"lost_epoch,omitempty"`
 	// Requests that it owns and that are not final.
 	Requests int `json:"requests"`
 	// Held says who stopped it without fail-over, empty if nobody did.

@@ -298,6 +298,13 @@ func thisMachine() []string { return []string{"localhost", "127.0.0.1", "::1"} }
 
 // ValidateHosts reports which of the hosts cannot stand in an API certificate, if any.
 func ValidateHosts(hosts []string) error {
+	for _, h := range hosts {
+		name := strings.TrimSuffix(h, ".")
+		last := name[strings.LastIndex(name, ".")+1:]
+		if _, err := netip.ParseAddr(h); err != nil && last != "" && strings.Trim(last, "0123456789") == "" {
+			return fmt.Errorf("host %q: is not an IP address, and no host name ends in a number", h)
+		}
+	}
 	_, _, err := splitHosts(hosts)
 	return err
 }

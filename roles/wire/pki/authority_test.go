@@ -391,25 +391,38 @@ func TestRenewKeepsNames(t *testing.T) {
 }
 
 // An operator's renewal also revives what has expired, but nothing of others.
-func TestRenewNode(t *testing.T) {
+func TestRenewNodes(t *testing.T) {
 	c, twin := newCluster(t, "prod"), newCluster(t, "prod")
 	expired := c.nodeAt(t, pki.Relay, "r1", time.Now().AddDate(-1, 0, 0))
-	if renewed, err := c.RenewNode(expired, false); err != nil || len(renewed) != 2 {
+	if renewed, err := c.RenewNodes(false, expired); err != nil || len(renewed) != 2 {
 		t.Errorf("expired: %v, %v", renewed, err)
 	}
-	if renewed, err := c.RenewNode(expired, true); err != nil || len(renewed) != 2 {
+	if renewed, err := c.RenewNodes(true, expired); err != nil || len(renewed) != 2 {
 		t.Errorf("all: %v, %v", renewed, err)
 	}
 	load(t, expired)
 	foreign := twin.nodeAt(t, pki.Relay, "r1", time.Now().AddDate(-1, 0, 0))
 	before := snapshot(t, foreign)
-	if renewed, err := c.RenewNode(foreign, true); err == nil {
+	if renewed, err := c.RenewNodes(true, foreign); err == nil {
 		t.Errorf("a foreign node: %v", renewed)
 	}
 	if diff := cmp.Diff(before, snapshot(t, foreign)); diff != "" {
 		t.Errorf("a refused renewal changed files:\n%s", diff)
 	}
-	if renewed, err := c.RenewNode(t.TempDir(), true); err == nil {
+	// Of several certificates all can be renewed, or none is.
+	good, open := c.nodeAt(t, pki.Relay, "r2", time.Now()), c.nodeAt(t, pki.Relay, "r3", time.Now())
+	if err := os.Chmod(filepath.Join(open, "api.key"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	both := func() []map[string]string { return []map[string]string{snapshot(t, good), snapshot(t, open)} }
+	was := both()
+	if renewed, err := c.RenewNodes(true, good, open); err == nil || !strings.Contains(err.Error(), "api.key") || len(renewed) > 0 {
+		t.Errorf("a key that others can read: %v, %v", renewed, err)
+	}
+	if diff := cmp.Diff(was, both()); diff != "" {
+		t.Errorf("a refused renewal changed files:\n%s", diff)
+	}
+	if renewed, err := c.RenewNodes(true, t.TempDir()); err == nil {
 		t.Errorf("an empty directory: %v", renewed)
 	}
 }

@@ -30,6 +30,9 @@ func (a *Authority) IssueNode(dir string, spec NodeSpec) error {
 	}
 	if spec.Role != Controller {
 		if err := noCAKeys(dir); err != nil {
+			if key := leafKeyFile(dir, Nodes); exists(key) { // a controller's
+				return &fs.PathError{Op: "create", Path: key, Err: fs.ErrExist}
+			}
 			return err
 		}
 	}
@@ -69,40 +72,72 @@ func (a *Authority) IssueNode(dir string, spec NodeSpec) error {
 	return createAll(files)
 }
 
-// RenewNode renews the certificates in a node directory that are due, expired ones
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// RenewNodes renews the certificates in node directories that are due, expired ones
 // included, or all of them, and returns the new ones. Keys, identities and host names
-// stay as they are.
-func (a *Authority) RenewNode(dir string, all bool) ([]Info, error) {
+// stay as they are. Nothing is written before all of it is signed.
+func (a *Authority) RenewNodes(all bool, dirs ...string) ([]Info, error) {
+	var signed []signedFile
+	for _, dir := range dirs {
+		files, err := a.successors(dir, all)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%s is not the directory of a node: %w", dir, err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		signed = append(signed, files...)
+	}
 	var renewed []Info
+	for _, f := range signed {
+		if err := durable.WriteFile(f.info.File, f.chain, certPerm); err != nil {
+			return renewed, err
+		}
+		renewed = append(renewed, f.info)
+	}
+	return renewed, nil
+}
+
+// signedFile is a certificate that is to replace the one in its file.
+type signedFile struct {
+	info  Info
+	chain []byte
+}
+
+// successors signs new certificates for those in a node directory that are due, or
+// for all.
+func (a *Authority) successors(dir string, all bool) ([]signedFile, error) {
+	var signed []signedFile
 	for _, ca := range issuing {
 		certs, err := readCerts(leafCertFile(dir, ca))
 		if ca != Nodes && errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return renewed, err
+			return nil, err
 		}
 		if !all && a.now().Before(RenewAfter(certs[0])) {
 			continue
 		}
 		key, err := readKey(leafKeyFile(dir, ca))
 		if err != nil {
-			return renewed, err
+			return nil, err
 		}
 		chain, err := a.again(ca, certs[0], key.Public().(*ecdsa.PublicKey))
 		if err != nil {
-			return renewed, fmt.Errorf("renew %s: %w", leafCertFile(dir, ca), err)
-		}
-		if err := durable.WriteFile(leafCertFile(dir, ca), chain, certPerm); err != nil {
-			return renewed, err
+			return nil, fmt.Errorf("renew %s: %w", leafCertFile(dir, ca), err)
 		}
 		successor, err := decodeCerts(chain)
 		if err != nil {
-			return renewed, err
+			return nil, err
 		}
-		renewed = append(renewed, Describe(successor[0], leafCertFile(dir, ca), a.now()))
+		signed = append(signed, signedFile{Describe(successor[0], leafCertFile(dir, ca), a.now()), chain})
 	}
-	return renewed, nil
+	return signed, nil
 }
 
 // again signs the successor of a certificate that this CA issued for this key.

@@ -274,13 +274,13 @@ func TestRenewalWithoutRestart(t *testing.T) {
 		t.Fatalf("serials changed by themselves: %v, %v", first, again)
 	}
 
-	renewed, err := c.RenewNode(dirs["c1"], false)
+	renewed, err := c.RenewNodes(false, dirs["c1"])
 	var files []string
 	for _, info := range renewed {
 		files = append(files, filepath.Base(info.File))
 	}
 	if want := []string{"member.crt", "api.crt", "node.crt"}; err != nil || !slices.Equal(files, want) {
-		t.Fatalf("RenewNode = %v, %v; want %v", files, err, want)
+		t.Fatalf("RenewNodes = %v, %v; want %v", files, err, want)
 	}
 	second := serials()
 	if second[0] == first[0] || second[1] != first[1] {
@@ -306,7 +306,7 @@ func TestRenewalWithoutRestart(t *testing.T) {
 	if due, err := stores["a1"].Renewals(time.Now()); err != nil || len(due) != 0 {
 		t.Errorf("still due: %v, %v", due, err)
 	}
-	if renewed, err := c.RenewNode(dirs["c1"], false); err != nil || len(renewed) != 0 {
+	if renewed, err := c.RenewNodes(false, dirs["c1"]); err != nil || len(renewed) != 0 {
 		t.Errorf("renewed what is not due: %v, %v", renewed, err)
 	}
 	load(t, dirs["c1"])

@@ -252,7 +252,7 @@ func (b *Backend) Order(_ context.Context, a api.Actor, node, verb string, args 
 		case verb == "drain":
 			n.Paused, n.Requests = true, 0
 		case verb == "restart", args["restart"] == "yes":
-			n.Epoch++
+			n.Epoch, n.Started = n.Epoch+1, n.Started.Add(time.Hour)
 		default:
 			n.Mode, n.Epoch = roles.ModeOffline, 0
 		}
