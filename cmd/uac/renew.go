@@ -55,7 +55,7 @@ func keepRenewed(ctx context.Context, d daemonDeps, store *pki.Store, renew func
 // renewOwn renews this controller's certificates, which it signs itself.
 func renewOwn(ctx context.Context, d daemonDeps, store *pki.Store, a *pki.Authority) error {
 	return keepRenewed(ctx, d, store, func(context.Context) {
-		done, err := a.RenewNodes(false, d.cfg.PKI.Dir)
+		done, err := a.RenewDue(d.cfg.PKI.Dir)
 		if err != nil {
 			d.log.Error("certificates not renewed", "error", err)
 		}

@@ -426,3 +426,25 @@ func TestRenewNodes(t *testing.T) {
 		t.Errorf("an empty directory: %v", renewed)
 	}
 }
+
+// A node that renews by itself goes as far as it can.
+func TestRenewDue(t *testing.T) {
+	c := newCluster(t, "prod")
+	dir := c.nodeAt(t, pki.Controller, "c1", time.Now().AddDate(0, 0, -80))
+	key := filepath.Join(dir, "api.key")
+	if err := os.Chmod(key, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if renewed, err := c.RenewDue(dir); err == nil || !strings.Contains(err.Error(), "api.key") || len(renewed) != 2 {
+		t.Errorf("one key can be read by others: %v, %v; want that, and the other two", renewed, err)
+	}
+	if err := os.Chmod(key, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if renewed, err := c.RenewDue(dir); err != nil || len(renewed) != 1 || filepath.Base(renewed[0].File) != "api.crt" {
+		t.Errorf("then: %v, %v; want the one that was left", renewed, err)
+	}
+	if renewed, err := c.RenewDue(dir); err != nil || len(renewed) != 0 {
+		t.Errorf("nothing is due: %v, %v", renewed, err)
+	}
+}

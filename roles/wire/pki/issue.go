@@ -92,6 +92,34 @@ func (a *Authority) RenewNodes(all bool, dirs ...string) ([]Info, error) {
 		}
 		signed = append(signed, files...)
 	}
+	return replaceAll(signed)
+}
+
+// RenewDue renews the certificates in a node directory that are due, as far as that
+// is possible: trouble with one of them must not let another one run out.
+func (a *Authority) RenewDue(dir string) ([]Info, error) {
+	var renewed []Info
+	var errs []error
+	for _, ca := range issuing {
+		signed, err := a.successor(dir, ca, false)
+		if err == nil {
+			var infos []Info
+			infos, err = replaceAll(signed)
+			renewed = append(renewed, infos...)
+		}
+		errs = append(errs, err)
+	}
+	return renewed, errors.Join(errs...)
+}
+
+// signedFile is a certificate that is to replace the one in its file.
+type signedFile struct {
+	info  Info
+	chain []byte
+}
+
+// replaceAll puts certificates in the places of those before.
+func replaceAll(signed []signedFile) ([]Info, error) {
 	var renewed []Info
 	for _, f := range signed {
 		if err := durable.WriteFile(f.info.File, f.chain, certPerm); err != nil {
@@ -102,42 +130,46 @@ func (a *Authority) RenewNodes(all bool, dirs ...string) ([]Info, error) {
 	return renewed, nil
 }
 
-// signedFile is a certificate that is to replace the one in its file.
-type signedFile struct {
-	info  Info
-	chain []byte
-}
-
 // successors signs new certificates for those in a node directory that are due, or
 // for all.
 func (a *Authority) successors(dir string, all bool) ([]signedFile, error) {
 	var signed []signedFile
 	for _, ca := range issuing {
-		certs, err := readCerts(leafCertFile(dir, ca))
-		if ca != Nodes && errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
+		next, err := a.successor(dir, ca, all)
 		if err != nil {
 			return nil, err
 		}
-		if !all && a.now().Before(RenewAfter(certs[0])) {
-			continue
-		}
-		key, err := readKey(leafKeyFile(dir, ca))
-		if err != nil {
-			return nil, err
-		}
-		chain, err := a.again(ca, certs[0], key.Public().(*ecdsa.PublicKey))
-		if err != nil {
-			return nil, fmt.Errorf("renew %s: %w", leafCertFile(dir, ca), err)
-		}
-		successor, err := decodeCerts(chain)
-		if err != nil {
-			return nil, err
-		}
-		signed = append(signed, signedFile{Describe(successor[0], leafCertFile(dir, ca), a.now()), chain})
+		signed = append(signed, next...)
 	}
 	return signed, nil
+}
+
+// successor signs a new certificate for that of one CA, if there is one, and it is
+// due or all are wanted.
+func (a *Authority) successor(dir string, ca CA, all bool) ([]signedFile, error) {
+	certs, err := readCerts(leafCertFile(dir, ca))
+	if ca != Nodes && errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !all && a.now().Before(RenewAfter(certs[0])) {
+		return nil, nil
+	}
+	key, err := readKey(leafKeyFile(dir, ca))
+	if err != nil {
+		return nil, err
+	}
+	chain, err := a.again(ca, certs[0], key.Public().(*ecdsa.PublicKey))
+	if err != nil {
+		return nil, fmt.Errorf("renew %s: %w", leafCertFile(dir, ca), err)
+	}
+	certs, err = decodeCerts(chain)
+	if err != nil {
+		return nil, err
+	}
+	return []signedFile{{Describe(certs[0], leafCertFile(dir, ca), a.now()), chain}}, nil
 }
 
 // again signs the successor of a certificate that this CA issued for this key.
