@@ -55,6 +55,10 @@ func checkTarget(r *http.Request) *huma.ErrorModel {
 	return nil
 }
 
+// maxDepth bounds how deep objects and arrays of a body lie in each other. Nothing of
+// the API is half as deep, and each level takes memory.
+const maxDepth = 20
+
 // level is an object or array of a body that is being walked through.
 type level struct {
 	seen  map[string]bool // the names so far; nil in an array
@@ -94,6 +98,8 @@ func checkBody(body []byte) *huma.ErrorModel {
 		case isName:
 			in.seen[text] = true
 			continue
+		case (token == json.Delim('{') || token == json.Delim('[')) && len(levels) == maxDepth:
+			return ambiguous(http.StatusBadRequest, place(levels), fmt.Sprintf("is deeper than %d levels", maxDepth))
 		case token == json.Delim('{'):
 			levels = append(levels, level{seen: map[string]bool{}})
 			continue
@@ -116,7 +122,7 @@ func checkBody(body []byte) *huma.ErrorModel {
 func place(levels []level) string {
 	var b strings.Builder
 	b.WriteString("body")
-	for _, l := range levels[:min(len(levels), 20)] { // nothing that means something is deeper
+	for _, l := range levels {
 		if l.seen != nil {
 			b.WriteString("." + l.name)
 		} else {

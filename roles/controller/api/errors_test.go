@@ -68,6 +68,7 @@ func TestProblems(t *testing.T) {
 		{"no name twice", "POST", "/v1/requests", `{"process":"deploy","params":{"":"a","b":"","":"c"}}`},
 		{"field in another case", "POST", "/v1/requests", `{"Process":"deploy"}`},
 		{"field with a letter that folds", "POST", "/v1/requests", `{"proce\u017fs":"deploy"}`},
+		{"deep", "POST", "/v1/requests", `{"process":"deploy","params":` + strings.Repeat("[", 20) + strings.Repeat("]", 20) + `}`},
 		{"half a character", "POST", "/v1/requests", `{"process":"deploy","params":{"version":"\ud800x"}}`},
 		{"the other half", "POST", "/v1/requests", `{"process":"deploy","params":{"version":"\\\udc00"}}`},
 		{"half a character in a name", "POST", "/v1/requests", `{"process":"deploy","params":{"\ud800\u0041":"1"}}`},
