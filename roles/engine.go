@@ -387,9 +387,12 @@ func (e *edit) current(i int, r Report) {
 	st := e.Steps[i]
 	switch {
 	case r.State.end():
-		if r.State == AttemptUnknown {
+		switch {
+		case r.State == AttemptUnknown:
 			e.unknown(i, cmp.Or(r.Reason, "the agent cannot know how it ended"), r.StartedAt)
-		} else {
+		case r.State == AttemptNeverStarted && st.Status == StepRunning:
+			e.unknown(i, "the agent has lost its record of the attempt", r.StartedAt)
+		default:
 			e.end(i, r)
 		}
 		e.reply(EffectAck, r)

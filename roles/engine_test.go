@@ -94,6 +94,8 @@ func TestSemantics(t *testing.T) {
 		{"a cancel kills what runs", []string{"a"}, "claim; running a; cancel", "cancelling a=running", []string{"kill a/1"}},
 		{"killed after a cancel is cancelled", []string{"a"}, "claim; running a; cancel; killed a", "cancelled a=cancelled", []string{"finish a1"}},
 		{"killed that exits with 0 is cancelled", []string{"a"}, "claim; running a; cancel; killed a 0", "cancelled a=cancelled", nil},
+		{"never started of what was said to run is in doubt", []string{"a"}, "claim; running a; never_started a", "in_doubt a=in_doubt", nil},
+		{"never started of what was said to run is in doubt, cancelled or not", []string{"a"}, "claim; running a; cancel; never_started a", "in_doubt a=in_doubt", nil},
 		{"never started after a cancel is cancelled", []string{"a"}, "claim; cancel; never_started a", "cancelled a=cancelled", nil},
 		{"a success that the kill did not reach stays one", []string{"a"}, "claim; running a; cancel; exit a", "cancelled a=succeeded", nil},
 		{"so does a failure", []string{"a"}, "claim; running a; cancel; exit a 1", "cancelled a=failed", nil},

@@ -47,19 +47,21 @@ type Agent struct {
 	house    chan struct{}           // something is to be tidied up
 	runners  sync.WaitGroup          // one for each run
 
-	mu      sync.Mutex // guards what follows; see the package comment
-	ledger  *ledger
-	runs    map[key]*run
-	queued  int // runs that have not started
-	links   map[*link]struct{}
-	routes  map[string]*link  // by request: where its last command came from
-	used    map[string]int    // links by server, those that are being opened too
-	direct  map[string]string // the controller that answered at a server's address itself
-	taken   map[string]bool   // controllers that a link leads to, or is being opened to
-	opened  uint32            // links opened by this process
-	refused map[string]string // by server: why its controller refuses this agent, as was told
-	contact int64             // when a controller that may act was last heard, since boot
-	retired []key             // acknowledged and not yet tidied up
+	mu     sync.Mutex // guards what follows; see the package comment
+	ledger *ledger
+	runs   map[key]*run
+	queued int // runs that have not started
+	links  map[*link]struct{}
+	routes map[string]*link  // by request: where its last command came from
+	used   map[string]int    // links by server, those that are being opened too
+	direct map[string]string // the controller that answered at a server's address itself
+	taken  map[string]bool   // controllers that a link leads to, or is being opened to
+	opened uint32            // links opened by this process
+	// recovering is set until it is known what became of the attempts of earlier processes.
+	recovering bool
+	refused    map[string]string // by server: why its controller refuses this agent, as was told
+	contact    int64             // when a controller that may act was last heard, since boot
+	retired    []key             // acknowledged and not yet tidied up
 }
 
 // New returns an agent with the given settings. Nothing is opened before Run.
@@ -280,6 +282,7 @@ func (a *Agent) commit(records ...record) uint64 {
 		if records[i].Time == 0 {
 			records[i].Time = time.Now().UnixNano()
 		}
+		records[i].Uncounted = a.recovering || records[i].Kind == kindContact
 		if err := a.ledger.apply(records[i]); err != nil {
 			// A record of our own that we would not read again.
 			a.fail(fmt.Errorf("apply record: %w", err))

@@ -75,8 +75,8 @@ func TestStopIsRecordedBeforeTERM(t *testing.T) {
 				return
 			}
 			d, err := decodeJournal([]byte(readFile(t, filepath.Join(s.dir, fileJournal))))
-			if err != nil || d.last > s.a.journal.counter() {
-				t.Errorf("journal at %d, durable %d: %v", d.last, s.a.journal.counter(), err)
+			if err != nil || d.last > s.a.journal.onDisk() {
+				t.Errorf("journal at %d, durable %d: %v", d.last, s.a.journal.onDisk(), err)
 			}
 			if s.a.dir(k1).said().exited {
 				t.Error("the attempt has ended already")

@@ -48,6 +48,8 @@ type journal struct {
 	mu      sync.Mutex
 	queue   []byte // lines not yet handed to the file
 	last    uint64 // seq of the last line queued
+	skipped uint64 // how many lines up to it do not count
+	told    uint64 // the highest counter so far
 	durable uint64 // seq of the last line that is on disk
 	wanted  uint64 // seq of the last line that somebody needs on disk
 	size    int64  // of the file, with the queue
@@ -122,7 +124,9 @@ type decoded struct {
 	id     string
 	ledger *ledger
 	last   uint64 // seq of the last good line
-	size   int64  // of the good part; what follows is a torn end
+	// skipped is how many lines up to it do not count.
+	skipped uint64
+	size    int64 // of the good part; what follows is a torn end
 }
 
 // decodeJournal replays the content of a journal file.
@@ -154,6 +158,12 @@ func decodeJournal(data []byte) (*decoded, error) {
 			return nil, fmt.Errorf("%w at byte %d: line with number %d: %w", ErrDamaged, offset, l.seq, err)
 		}
 		d.last = l.seq
+		switch {
+		case l.rec.Kind == kindState:
+			d.skipped = l.rec.Skipped
+		case l.rec.Uncounted:
+			d.skipped++
+		}
 		offset += end + 1
 		d.size = int64(offset)
 	}
@@ -196,14 +206,19 @@ func beginsLine(b []byte) bool {
 }
 
 // encodeJournal returns a journal file that holds the ledger, with its lines numbered
-// from first on, and the number of the last.
-func encodeJournal(id string, l *ledger, first uint64) ([]byte, uint64) {
-	data := appendLine(nil, first, 0, record{Kind: kindJournal, Version: journalVersion, ID: id})
-	for _, rec := range l.snapshot() {
-		first++
-		data = appendLine(data, first, 0, rec)
+// from last+1 on, the number of its last one, and how many up to that do not count, if
+// skipped of those up to last do not: none of the new ones does.
+func encodeJournal(id string, l *ledger, last, skipped uint64) (data []byte, _, _ uint64) {
+	records := append([]record{{Kind: kindJournal, Version: journalVersion, ID: id}}, l.snapshot()...)
+	skipped += uint64(len(records))
+	for _, rec := range records {
+		last++
+		if rec.Kind == kindState {
+			rec.Skipped = skipped
+		}
+		data = appendLine(data, last, 0, rec)
 	}
-	return data, first
+	return data, last, skipped
 }
 
 // openJournal opens the journal at path, or makes one with a new id, and replays it.
@@ -214,7 +229,7 @@ func openJournal(path string, limit int64, m Metrics, point func(Point)) (*journ
 	}
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		data, _ = encodeJournal(rand.Text(), newLedger(), 1)
+		data, _, _ = encodeJournal(rand.Text(), newLedger(), 0, 0)
 		err = durable.WriteFile(path, data, 0o600)
 	}
 	if err != nil {
@@ -238,10 +253,12 @@ func openJournal(path string, limit int64, m Metrics, point func(Point)) (*journ
 		f.Close()
 		return nil, nil, err
 	}
-	return &journal{
+	j := &journal{
 		path: path, id: d.id, metrics: m, point: point, file: f,
-		wake: make(chan struct{}, 1), last: d.last, durable: d.last, wanted: d.last, size: d.size, limit: limit, least: limit,
-	}, d.ledger, nil
+		wake: make(chan struct{}, 1), last: d.last, skipped: d.skipped, durable: d.last, wanted: d.last, size: d.size, limit: limit, least: limit,
+	}
+	j.counter() // as it is before anything is written
+	return j, d.ledger, nil
 }
 
 // append queues records and returns the number of the last one. The caller has
@@ -259,6 +276,9 @@ func (j *journal) append(records ...record) uint64 {
 		if rec.Kind.durable() {
 			j.wanted = j.last
 		}
+		if rec.Uncounted {
+			j.skipped++
+		}
 	}
 	j.size += int64(len(j.queue) - before)
 	last := j.last
@@ -275,11 +295,18 @@ func (j *journal) kick() {
 	}
 }
 
-// counter returns the number up to which everything is on disk.
+// counter returns one more than how many lines that count are on disk, or a little
+// less while lines that do not are on their way. It never goes back. Those count that commands bring
+// about, and what comes of them. An agent that was set back to an older disk must have
+// a lower counter than it had: so neither its start, nor what it finds out about the
+// attempts that it knows, nor a file written anew makes up for what it has lost.
 func (j *journal) counter() uint64 {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.durable
+	if j.durable > j.skipped {
+		j.told = max(j.told, j.durable-j.skipped)
+	}
+	return j.told + 1
 }
 
 // wait returns once everything up to seq is on disk, or says why it will not be.
@@ -322,13 +349,13 @@ func (j *journal) bloated() bool {
 func (j *journal) compact(l *ledger) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	data, last := encodeJournal(j.id, l, j.last+1)
+	data, last, skipped := encodeJournal(j.id, l, j.last, j.skipped)
 	j.limit = max(j.least, 2*int64(len(data)))
 	if j.size <= j.limit {
 		return
 	}
 	j.rewrite, j.queue = data, nil // what was queued is in the ledger
-	j.last, j.wanted, j.size = last, last, int64(len(data))
+	j.last, j.skipped, j.wanted, j.size = last, skipped, last, int64(len(data))
 	j.kick()
 }
 

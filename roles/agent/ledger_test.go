@@ -378,7 +378,7 @@ func TestLedgerKeepsItsPromises(t *testing.T) {
 			case "trim":
 				apply(l.trim(2, 0))
 			case "compact":
-				data, _ := encodeJournal("id", l, 1)
+				data, _, _ := encodeJournal("id", l, 0, 0)
 				d, err := decodeJournal(data)
 				if err != nil {
 					t.Fatal(err)

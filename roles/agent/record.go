@@ -73,6 +73,8 @@ type record struct {
 	Outputs    map[string]string `json:"outputs,omitempty"`   // end
 	Dropped    int64             `json:"dropped,omitempty"`   // end; bytes of output beyond the limit
 	Final      bool              `json:"final,omitempty"`     // ack
+	Skipped    uint64            `json:"skipped,omitempty"`   // state; lines up to its file's end that do not count
+	Uncounted  bool              `json:"uncounted,omitempty"` // of whatever kind: see journal.counter
 }
 
 func (r record) key() key { return key{r.Request, r.Step, r.Attempt} }

@@ -15,6 +15,7 @@ import (
 // behind, and looks after those that live.
 func (a *Agent) recover(ctx context.Context) error {
 	a.mu.Lock()
+	a.recovering = true
 	opened := a.commit(record{Kind: kindOpened, Boot: a.boot, Opens: a.ledger.opens + 1, Pid: os.Getpid()})
 	a.contact = a.ledger.contactIn(a.boot)
 	var keys []key
@@ -37,6 +38,11 @@ func (a *Agent) recover(ctx context.Context) error {
 	if err := a.outputs.load(known); err != nil {
 		return err
 	}
+	defer func() {
+		a.mu.Lock()
+		a.recovering = false
+		a.mu.Unlock()
+	}()
 	for k, at := range unsealed {
 		a.seal(newRun(k, a.dir(k)), at.Limit, at.Dropped)
 	}

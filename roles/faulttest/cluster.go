@@ -241,6 +241,13 @@ func (c *Cluster) unfreeze(name string) int {
 	return pid
 }
 
+// isFrozen reports whether a node stands still.
+func (c *Cluster) isFrozen(name string) bool {
+	c.freezer.Lock()
+	defer c.freezer.Unlock()
+	return c.frozen[name] != 0
+}
+
 // probe returns what a node answers to load balancers, "" if nothing.
 func (c *Cluster) probe(name string) string {
 	a, err := c.clients[name].call(c.t.Context(), http.MethodGet, "/uc/is_active_node.do", "", nil)

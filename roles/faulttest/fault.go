@@ -176,6 +176,9 @@ func processKinds(t target) []Kind {
 // terminate asks a node to end in order and waits until it has.
 func (c *Cluster) terminate(node string) error {
 	pid := c.node(node).PID
+	if c.isFrozen(node) { // of another fault: it would not hear of it
+		return fmt.Errorf("%w: %s is frozen", errNotInjected, node)
+	}
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		return err
 	}
