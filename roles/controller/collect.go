@@ -405,6 +405,9 @@ func (k *collector) turn(a *collect, final bool) turn {
 		// Told. What processes that were left behind have written since is no part of it.
 		err := k.mark(a, "end")
 		return turn{done: err == nil, err: err}
+	case gone && !final:
+		// What ran under a copy of the agent's directory may be back before the end.
+		return turn{err: err}
 	case gone:
 		err := k.mark(a, "gone")
 		return turn{done: err == nil, err: err}

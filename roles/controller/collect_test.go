@@ -182,12 +182,15 @@ func (s *speaker) answer(q *wire.ReadOutput) []*wire.OutputChunk {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	o := s.output[q.GetStep()]
+	if o != nil && q.GetCollect() {
+		o.asked = true
+	}
 	if o == nil || o.lost {
 		return []*wire.OutputChunk{{Eof: true, Gone: true, Error: "not here"}}
 	}
 	offset := int(q.GetOffset())
 	if q.GetCollect() {
-		o.asked, o.acked = true, max(o.acked, offset)
+		o.acked = max(o.acked, offset)
 	}
 	offset = max(offset, o.freed)
 	var out []*wire.OutputChunk
@@ -462,6 +465,36 @@ func TestOutputOfAnAgentRemovedWhileConnectedIsKept(t *testing.T) {
 		if gone := c1.removed("a1"); !gone {
 			t.Errorf("removed: %v, error %v", gone, err)
 		}
+	}
+}
+
+// What an agent says that it does not have, while the attempt runs, may come back: a copy
+// of it may have answered under its name.
+func TestOutputIsNotGivenUpWhileItRuns(t *testing.T) {
+	w := newWorld(t, worldOptions{output: newDirStore(t)})
+	c1 := w.node("c1")
+	a := w.speaker(c1, "a1")
+	c1.apply(process("p", step("s", "a1")))
+	r := c1.accept("p")
+	st := a.start()
+	a.running(st)
+	data := noise(6, 1000)
+	a.write("s", data[:500], false)
+	await(t, "the first part is kept", func() bool { return a.acked("s") == 500 })
+	a.on("s", func(o *written) { o.lost, o.asked = true, false })
+	await(t, "it is asked for once more", func() (asked bool) {
+		a.on("s", func(o *written) { asked = o.asked })
+		return asked
+	})
+	c1.settle()
+	a.on("s", func(o *written) { o.lost = false })
+	a.write("s", data[500:], true)
+	a.ran(st)
+	c1.awaitKept(r.ID)
+	a.disconnect()
+	c1.settle()
+	if got, gaps, err := c1.whole(r.ID, "s"); got != string(data) || len(gaps) != 0 || err != nil {
+		t.Errorf("%d bytes, gaps %v, error %v; want all", len(got), gaps, err)
 	}
 }
 
