@@ -282,6 +282,26 @@ func acceptPuppet(t *testing.T, f *fabric, name string) *puppet {
 	return p
 }
 
+// reach lets c2 reach a peer with a dial of its own, for a moment. What it finds out from
+// refused dials counts from then on.
+func reach(t *testing.T, f *fabric, name, run string) {
+	t.Helper()
+	l := f.listen(name)
+	conn, err := l.Accept()
+	_ = l.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &puppet{t: t, conn: conn, in: newFrameReader(conn)}
+	if h := p.next().Hello; h == nil || h.Node != "c2" {
+		t.Fatalf("hello is %+v", h)
+	}
+	p.send(helloOf(name, run))
+	synctest.Wait()
+	_ = conn.Close()
+	synctest.Wait()
+}
+
 // nextAsk reads until the next question, echoing pulses.
 func (p *puppet) nextAsk(epoch int64) *askMsg {
 	p.t.Helper()
@@ -326,7 +346,8 @@ func TestQuestionsAreRepeated(t *testing.T) {
 // Who asks because the process has ended need not be asked.
 func TestAQuestionAboutTheDeadIsAVote(t *testing.T) {
 	for _, first := range []string{"question", "own evidence"} {
-		withPuppets(t, func(t *testing.T, _ *fabric, c2 *testNode, c1, w1 *puppet) {
+		withPuppets(t, func(t *testing.T, f *fabric, c2 *testNode, c1, w1 *puppet) {
+			reach(t, f, "c1", "r1")
 			question := func() {
 				w1.send(message{Ask: &askMsg{Suspect: "c1", Epoch: 10, Number: 1, Dead: "refused"}})
 				synctest.Wait()
@@ -352,6 +373,7 @@ func TestQuestionsTellOfADeath(t *testing.T) {
 	withPuppets(t, func(t *testing.T, f *fabric, _ *testNode, c1, _ *puppet) {
 		w1 := acceptPuppet(t, f, "w1")
 		w1.send(helloOf("w1", "r3"))
+		reach(t, f, "c1", "r1")
 		_ = c1.conn.Close()
 		if q := w1.nextAsk(20); q.Dead != "refused" {
 			t.Errorf("question is %+v", q)
@@ -362,6 +384,7 @@ func TestQuestionsTellOfADeath(t *testing.T) {
 // What is known to be dead is dialed no oftener than what has been away for long.
 func TestNoHasteToDialTheDead(t *testing.T) {
 	withPuppets(t, func(t *testing.T, f *fabric, c2 *testNode, c1, _ *puppet) {
+		reach(t, f, "c1", "r1")
 		time.Sleep(30 * ms)
 		_ = c1.conn.Close()
 		synctest.Wait()
@@ -380,12 +403,25 @@ func TestNoHasteToDialTheDead(t *testing.T) {
 	})
 }
 
-// A peer that could dial us, but that we could not, dies.
+// A firewall may refuse what we dial, and let in what dials us: the end of that proves
+// nothing.
+func TestEndOfTheAcceptedConnectionOfOneNeverReached(t *testing.T) {
+	withPuppets(t, func(t *testing.T, _ *fabric, c2 *testNode, c1, _ *puppet) {
+		_ = c1.conn.Close()
+		synctest.Wait()
+		if got := c2.status("c1"); got.Evidence != "" {
+			t.Errorf("evidence is %q, want none", got.Evidence)
+		}
+	})
+}
+
+// A peer that we had reached, and that has only its own connection to us left, dies.
 func TestEndOfTheAcceptedConnectionIsEnough(t *testing.T) {
 	withPuppets(t, func(t *testing.T, f *fabric, c2 *testNode, c1, _ *puppet) {
 		w1 := acceptPuppet(t, f, "w1")
 		w1.send(helloOf("w1", "r3"))
-		time.Sleep(80 * ms) // out of step: c2's next pulse is 93 ms away
+		reach(t, f, "c1", "r1")
+		time.Sleep(80 * ms) // out of step with c2's own pulses
 		began := time.Now()
 		_ = c1.conn.Close()
 		for i := range 3 {
