@@ -102,7 +102,7 @@ func do(t *testing.T, method, url, body string, headers ...string) answer {
 		req.Header.Add(headers[i], headers[i+1])
 	}
 	client := &http.Client{
-		Transport:     &http.Transport{DisableKeepAlives: true},
+		Transport:     &http.Transport{DisableKeepAlives: true, ExpectContinueTimeout: time.Minute},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	resp, err := client.Do(req)
