@@ -282,6 +282,14 @@ func (n *node) whole(id, step string) (string, []int64, error) {
 	}
 }
 
+// wantWhole checks that the output of step s is data, without gaps, to its end.
+func (n *node) wantWhole(id string, data []byte) {
+	n.w.t.Helper()
+	if got, gaps, err := n.whole(id, "s"); got != string(data) || len(gaps) != 0 || err != nil {
+		n.w.t.Errorf("%d bytes, gaps %v, error %v; want all %d", len(got), gaps, err, len(data))
+	}
+}
+
 func noise(seed uint64, n int) []byte {
 	r := rand.New(rand.NewPCG(seed, 0))
 	out := make([]byte, n)
@@ -456,15 +464,12 @@ func TestOutputOfAnAgentRemovedWhileConnectedIsKept(t *testing.T) {
 	c1.awaitKept(r.ID)
 	a.disconnect()
 	c1.settle()
-	if got, gaps, err := c1.whole(r.ID, "s"); got != string(data) || len(gaps) != 0 || err != nil {
-		t.Errorf("%d bytes, gaps %v, error %v", len(got), gaps, err)
+	c1.wantWhole(r.ID, data)
+	if err := c1.RemoveAgent(t.Context(), operator, "a1", false); err != nil || !c1.removed("a1") {
+		t.Errorf("removed: %v, error %v", c1.removed("a1"), err)
 	}
-	// And if it does not come back, it can be removed once more.
-	for _, force := range []bool{false, false} {
-		err := c1.RemoveAgent(t.Context(), operator, "a1", force)
-		if gone := c1.removed("a1"); !gone {
-			t.Errorf("removed: %v, error %v", gone, err)
-		}
+	if err := c1.RemoveAgent(t.Context(), operator, "a1", false); !isErr(err, api.ErrNotFound) || !c1.removed("a1") {
+		t.Errorf("removed again: %v, error %v, want not found", c1.removed("a1"), err)
 	}
 }
 
@@ -493,9 +498,7 @@ func TestOutputIsNotGivenUpWhileItRuns(t *testing.T) {
 	c1.awaitKept(r.ID)
 	a.disconnect()
 	c1.settle()
-	if got, gaps, err := c1.whole(r.ID, "s"); got != string(data) || len(gaps) != 0 || err != nil {
-		t.Errorf("%d bytes, gaps %v, error %v; want all", len(got), gaps, err)
-	}
+	c1.wantWhole(r.ID, data)
 }
 
 // Errors of the mount leave nothing but files that are not used: before their effect,
